@@ -1,1 +1,12 @@
-//! placeholder
+//! BLIP-2 models, weights, processor and generation, generic over burn's [`Backend`](burn::tensor::backend::Backend).
+//!
+//! Data's way: file -> [`processor`] -> [`vision`] -> [`qformer`] -> projection -> [`language`]
+//! (prefill, decode) -> text. Nothing here reads the terminal, parses arguments or trains.
+//!
+//! Shape legend used in every docstring: `B` batch, `N` patches (class token included), `Q` queries,
+//! `T` text length, `S` attended length, `D` width, `H` heads, `V` vocabulary.
+
+pub mod backend;
+pub mod config;
+pub mod language;
+pub mod nn;
