@@ -121,7 +121,10 @@ pub enum BackendError {
         name: String,
     },
     /// The build lacks the Cargo feature.
-    #[error("this build has no `{kind}` backend (it has: {}); rebuild with `--features {kind}`", names(compiled))]
+    #[error(
+        "this build has no `{kind}` backend (it has: {}); rebuild with `--features {kind}`",
+        names(compiled)
+    )]
     NotCompiled {
         /// What was asked for.
         kind: BackendKind,

@@ -37,7 +37,8 @@ pub struct DecodeState<B: Backend> {
 impl<B: Kernels> DecodeState<B> {
     /// Keeps rows `index[i]` of the batch, in that order: expansion to beams, reordering, dropping finished rows.
     pub fn select(&mut self, index: &[usize]) {
-        let identity = index.len() == self.mask.batch() && index.iter().enumerate().all(|(i, &j)| i == j);
+        let identity =
+            index.len() == self.mask.batch() && index.iter().enumerate().all(|(i, &j)| i == j);
         if identity {
             return;
         }
@@ -71,7 +72,12 @@ pub trait LanguageModel<B: Kernels> {
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3>;
 
     /// Runs the prompt and returns the state with the logits `[B, V]` (f32) of the first new token.
-    fn prefill(&self, prompt: Prompt<B>, max_new_tokens: usize, ctx: &Context) -> (DecodeState<B>, Tensor<B, 2>);
+    fn prefill(
+        &self,
+        prompt: Prompt<B>,
+        max_new_tokens: usize,
+        ctx: &Context,
+    ) -> (DecodeState<B>, Tensor<B, 2>);
 
     /// Feeds one token per row and returns the logits `[B, V]` (f32) of the next one.
     fn step(&self, tokens: &[i64], state: &mut DecodeState<B>, ctx: &Context) -> Tensor<B, 2>;
@@ -79,5 +85,11 @@ pub trait LanguageModel<B: Kernels> {
     /// Teacher forcing: logits `[B, T, V]` (f32) where position `t` predicts `ids[t]` given the prompt and
     /// `ids[..t]`. `ids [B, T]` are right-padded, `mask` marks real ones. Serves the training loss and
     /// answer ranking alike.
-    fn teacher_forced(&self, prompt: Prompt<B>, ids: &[Vec<i64>], mask: &PadMask, ctx: &Context) -> Tensor<B, 3>;
+    fn teacher_forced(
+        &self,
+        prompt: Prompt<B>,
+        ids: &[Vec<i64>],
+        mask: &PadMask,
+        ctx: &Context,
+    ) -> Tensor<B, 3>;
 }

@@ -39,8 +39,8 @@ pub trait Kernels: Backend {
         let centred = x - mean;
         let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
         let y = centred / (var + eps).sqrt();
-        let y = y * as_dtype(weight, DType::F32).unsqueeze()
-            + as_dtype(bias, DType::F32).unsqueeze();
+        let y =
+            y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
         as_dtype(y, dtype)
     }
 

@@ -68,9 +68,7 @@ impl LinearConfig {
     fn init_with<B: Backend>(&self, initializer: Initializer, device: &B::Device) -> Linear<B> {
         Linear {
             weight: initializer.init([self.d_out, self.d_in], device),
-            bias: self
-                .bias
-                .then(|| initializer.init([self.d_out], device)),
+            bias: self.bias.then(|| initializer.init([self.d_out], device)),
         }
     }
 }

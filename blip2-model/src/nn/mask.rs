@@ -139,8 +139,15 @@ impl PadMask {
     }
 }
 
-fn additive_from<B: Backend>(data: Vec<f32>, shape: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    Tensor::from_data(TensorData::new(data, shape), (device, burn::tensor::DType::F32))
+fn additive_from<B: Backend>(
+    data: Vec<f32>,
+    shape: [usize; 4],
+    device: &B::Device,
+) -> Tensor<B, 4> {
+    Tensor::from_data(
+        TensorData::new(data, shape),
+        (device, burn::tensor::DType::F32),
+    )
 }
 
 /// Ids on the host -> `[B, T]` on the device.
