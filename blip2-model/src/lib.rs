@@ -10,3 +10,5 @@ pub mod backend;
 pub mod config;
 pub mod language;
 pub mod nn;
+pub mod qformer;
+pub mod vision;
