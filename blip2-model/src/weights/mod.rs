@@ -5,6 +5,8 @@
 
 pub mod checkpoint_dir;
 pub mod error;
+#[cfg(test)]
+mod fixtures;
 pub mod hub;
 pub mod pickle;
 pub mod safetensors;

@@ -141,3 +141,81 @@ fn is_plain_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name) && !name.contains(['\\', ':'])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures;
+    use super::*;
+
+    /// A copy of the sharded fixture that may be damaged.
+    fn copied(fixture: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(fixtures::path(fixture)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        dir
+    }
+
+    const INDEX: &str = "model.safetensors.index.json";
+
+    fn edited(edit: impl Fn(String) -> String) -> Result<ShardedSource> {
+        let dir = copied("sharded");
+        let index = dir.path().join(INDEX);
+        let text = edit(std::fs::read_to_string(&index).unwrap());
+        std::fs::write(&index, text).unwrap();
+        ShardedSource::open(index)
+    }
+
+    fn fault(result: Result<ShardedSource>) -> IndexFault {
+        match result.map(drop) {
+            Err(WeightsError::BadIndex { fault, .. }) => fault,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn both_formats_read_exactly() {
+        let source = ShardedSource::open(fixtures::path("sharded").join(INDEX)).unwrap();
+        fixtures::assert_holds(&source, "sharded");
+        let source = ShardedSource::open(fixtures::path("sharded_bin/pytorch_model.bin.index.json")).unwrap();
+        fixtures::assert_holds(&source, "sharded_bin");
+        assert!(matches!(source.get("x"), Err(WeightsError::NoSuchTensor { .. })));
+    }
+
+    #[test]
+    fn missing_shards_are_all_named() {
+        let dir = copied("sharded");
+        for i in [1, 3] {
+            std::fs::remove_file(dir.path().join(format!("model-0000{i}-of-00003.safetensors"))).unwrap();
+        }
+        let err = ShardedSource::open(dir.path().join(INDEX)).map(drop).unwrap_err();
+        let WeightsError::MissingShards { shards, .. } = err else { panic!("{err}") };
+        assert_eq!(shards, ["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"]);
+    }
+
+    #[test]
+    fn index_and_shards_must_agree() {
+        let IndexFault::Disagrees { absent, unlisted } = fault(edited(|t| t.replace("layer.0.weight", "layer.9.weight"))) else { panic!() };
+        assert_eq!((absent, unlisted), (vec!["layer.9.weight".into()], vec!["layer.0.weight".into()]));
+        // listed under the wrong shard
+        let moved = |t: String| t.replace("\"layer.0.weight\": \"model-00001", "\"layer.0.weight\": \"model-00002");
+        let IndexFault::Disagrees { absent, unlisted } = fault(edited(moved)) else { panic!() };
+        assert_eq!((absent, unlisted), (vec!["layer.0.weight".into()], vec!["layer.0.weight".into()]));
+    }
+
+    #[test]
+    fn an_index_cannot_lead_out_of_its_folder() {
+        for name in ["../model.safetensors", "/etc/passwd", "a/b", "..", "", "a\\\\b", "C:x"] {
+            let f = fault(edited(|t| t.replace("model-00002-of-00003.safetensors", name)));
+            assert!(matches!(f, IndexFault::ShardName(_)), "{name}: {f}");
+        }
+    }
+
+    #[test]
+    fn broken_json_is_a_fault() {
+        assert!(matches!(fault(edited(|t| t[..t.len() / 2].to_owned())), IndexFault::Json(_)));
+        assert!(matches!(fault(edited(|_| "{\"weight_map\": {}}".into())), IndexFault::Empty));
+        assert!(matches!(fault(edited(|_| "{\"weight_map\": {\"a\": 1}}".into())), IndexFault::Json(_)));
+    }
+}

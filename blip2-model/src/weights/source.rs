@@ -44,7 +44,8 @@ pub trait TensorSource: Send + Sync {
 #[derive(Debug, Clone)]
 pub(crate) struct MappedFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    /// absent for bytes that never were in a file
+    map: Option<Arc<Mmap>>,
     bytes: Bytes,
 }
 
@@ -61,6 +62,11 @@ impl MappedFile {
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| WeightsError::io(path, source);
         let file = File::open(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound if path.symlink_metadata().is_ok() => WeightsError::NotFound {
+                path: path.to_owned(),
+                what: "the file that this link points to",
+                remedy: "the copy or hub cache is incomplete, download the model again",
+            },
             std::io::ErrorKind::NotFound => WeightsError::NotFound {
                 path: path.to_owned(),
                 what: "weights file",
@@ -82,7 +88,12 @@ impl MappedFile {
         if let Some(size) = lfs_pointer(&bytes) {
             return Err(WeightsError::LfsPointer { path: path.to_owned(), size });
         }
-        Ok(Self { path: path.to_owned(), map, bytes })
+        Ok(Self { path: path.to_owned(), map: Some(map), bytes })
+    }
+
+    /// Bytes that are in memory already, under a name for error messages.
+    pub fn in_memory(name: &Path, bytes: Bytes) -> Self {
+        Self { path: name.to_owned(), map: None, bytes }
     }
 
     pub fn path(&self) -> &Path {
@@ -97,16 +108,16 @@ impl MappedFile {
     /// Drops the pages of a range from resident memory.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        {
-            let len = range.end.min(self.map.len()).saturating_sub(range.start);
+        if let Some(map) = &self.map {
+            let len = range.end.min(map.len()).saturating_sub(range.start);
             // SAFETY: the map is a read-only view of a file, so dropping its pages loses nothing: the next access
             // reads the same bytes back.
-            let advice = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len) };
+            let advice = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len) };
             // memory is only kept a little longer if the system will not take the hint
             let _ = advice;
         }
         #[cfg(not(unix))]
-        let _ = range;
+        let _ = (range, &self.map);
     }
 }
 

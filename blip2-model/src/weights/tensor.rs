@@ -184,9 +184,9 @@ impl TensorBytes {
                 from.convert_to_f32_slice(&mut wide);
                 zip_map(&wide, to, f32_to_bf16);
             })),
-            // straight from f64: going through f32 would round twice
-            (F64, F16) => owned(map_chunks(data, |from: &[f64], to| zip_map(from, to, f16::from_f64))),
-            (F64, BF16) => owned(map_chunks(data, |from: &[f64], to| zip_map(from, to, bf16::from_f64))),
+            // through f32, rounding twice, as PyTorch does
+            (F64, F16) => owned(map_chunks(data, |from: &[f64], to| zip_map(from, to, |v| f16::from_f32(v as f32)))),
+            (F64, BF16) => owned(map_chunks(data, |from: &[f64], to| zip_map(from, to, |v| f32_to_bf16(v as f32)))),
             (F32, F64) => owned(map_chunks(data, |from: &[f32], to| zip_map(from, to, f64::from))),
             (F16, F64) => owned(map_chunks(data, |from: &[f16], to| zip_map(from, to, f64::from))),
             (BF16, F64) => owned(map_chunks(data, |from: &[bf16], to| zip_map(from, to, f64::from))),
@@ -245,8 +245,11 @@ pub(crate) fn copy_aligned(bytes: &[u8]) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::super::source::TensorSource;
+    use super::super::{fixtures, safetensors::SafetensorsFile};
+    use super::*;
 
     fn f32s(values: &[f32]) -> TensorBytes {
         TensorBytes::from_f32(vec![values.len()], values.to_vec()).unwrap()
@@ -266,11 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn f64_is_rounded_once() {
-        // rounded to f32 first this would land on a tie and go down to 1.0
-        let value = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
-        let t = TensorBytes::new(DType::F64, vec![1], owned(vec![value])).unwrap();
-        assert_eq!(bits16(&t.convert(DType::F16).unwrap()), [0x3c01]);
+    fn conversions_equal_pytorch() {
+        let file = SafetensorsFile::open(fixtures::path("conversions.safetensors")).unwrap();
+        for (from, to) in [("f32", "f16"), ("f32", "bf16"), ("f32", "f64"), ("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f16", "bf16"), ("bf16", "f16"), ("f16", "f32"), ("bf16", "f32"), ("f16", "f64"), ("bf16", "f64")] {
+            let expected = file.get(&format!("{from}.to.{to}")).unwrap();
+            let converted = file.get(from).unwrap().convert(expected.dtype()).unwrap();
+            assert_eq!(converted.shape(), expected.shape());
+            assert_eq!(converted.bytes(), expected.bytes(), "{from} to {to}");
+        }
     }
 
     #[test]

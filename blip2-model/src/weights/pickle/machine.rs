@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{Id, Node, PickleFault};
 
 /// Most values, and most entries on any of the machine's stacks.
-const MAX_ENTRIES: usize = 4 << 20;
+const MAX_ENTRIES: usize = 1 << 20;
 
 /// Runs the program; gives all values, the final one, and the length of the program.
 pub(super) fn run(input: &[u8]) -> Result<(Vec<Node<'_>>, Id, usize), PickleFault> {

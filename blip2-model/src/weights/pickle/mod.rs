@@ -10,7 +10,7 @@ use std::fmt;
 mod machine;
 
 /// Longest pickle that is read; the state dict of a large BLIP-2 takes about 0.2 MB, with an optimizer about 1 MB.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = 32 << 20;
 
 /// What is wrong with a pickle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -280,12 +280,12 @@ mod tests {
 
     #[test]
     fn a_bomb_hits_the_limit() {
-        assert_eq!(fault(&vec![b'N'; 5 << 20]), PickleFault::TooLarge);
-        assert_eq!(fault(&vec![b'('; 5 << 20]), PickleFault::TooLarge);
-        let mut dup = vec![b'2'; 5 << 20];
+        assert_eq!(fault(&vec![b'N'; 2 << 20]), PickleFault::TooLarge);
+        assert_eq!(fault(&vec![b'('; 2 << 20]), PickleFault::TooLarge);
+        let mut dup = vec![b'2'; 2 << 20];
         dup[0] = b'N';
         assert_eq!(fault(&dup), PickleFault::TooLarge);
-        let mut memo = vec![0x94; 5 << 20];
+        let mut memo = vec![0x94; 2 << 20];
         memo[0] = b'N';
         assert_eq!(fault(&memo), PickleFault::TooLarge);
     }
