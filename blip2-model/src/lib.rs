@@ -8,5 +8,6 @@
 
 pub mod backend;
 pub mod config;
+pub mod generate;
 pub mod language;
 pub mod nn;
