@@ -186,6 +186,17 @@ mod tests {
         }
     }
 
+    /// torch keeps as many; which of equal tokens it keeps is arbitrary there, here it is the last.
+    #[test]
+    fn top_p_drops_a_share_that_is_met_exactly() {
+        for (share, kept) in [(0.76, 4), (0.75, 3), (0.5, 2), (0.25, 1)] {
+            let mut row = [0.0, -1e4, 0.0, 0.0, 0.0];
+            top_p(&mut row, share, 1);
+            assert_eq!(row.iter().filter(|x| **x == 0.0).count(), kept);
+            assert_eq!(row[4], 0.0);
+        }
+    }
+
     #[test]
     fn end_tokens_wait_for_the_minimum_length() {
         let options = GenerateOptions {
