@@ -10,6 +10,7 @@ pub mod backend;
 pub mod blip2;
 pub mod checkpoint;
 pub mod config;
+pub mod generate;
 pub mod language;
 pub mod nn;
 pub mod qformer;
