@@ -8,7 +8,6 @@
 pub mod distributed;
 pub mod initial;
 pub mod losses;
-pub mod naming;
 pub mod optim;
 pub mod params;
 pub mod run;
