@@ -109,9 +109,11 @@ mod tests {
         };
         let scale = |name: &str| rule.group(&info(name, &[2, 2])).lr_scale;
         assert_eq!(scale("bridge.query_tokens"), 1.0);
-        assert_eq!(scale("encoder.embeddings.weight"), 0.95f64.powi(40));
-        assert_eq!(scale("encoder.layers.0.mlp.fc1.weight"), 0.95f64.powi(39));
-        assert_eq!(scale("encoder.layers.38.mlp.fc1.weight"), 0.95);
+        // a power of a variable and of a constant may round differently in the last place
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} and {b}");
+        near(scale("encoder.embeddings.weight"), 0.95f64.powi(40));
+        near(scale("encoder.layers.0.mlp.fc1.weight"), 0.95f64.powi(39));
+        near(scale("encoder.layers.38.mlp.fc1.weight"), 0.95);
 
         let rule = GroupRule {
             layers: Some(LayerDecay {
@@ -121,9 +123,9 @@ mod tests {
             }),
         };
         let scale = |name: &str| rule.group(&info(name, &[2, 2])).lr_scale;
-        assert_eq!(scale("encoder.embeddings.position_embedding"), 0.9f64.powi(24));
-        assert_eq!(scale("encoder.embeddings.weight"), 0.9);
-        assert_eq!(scale("encoder.pre_layernorm.weight"), 0.9);
+        near(scale("encoder.embeddings.position_embedding"), 0.9f64.powi(24));
+        near(scale("encoder.embeddings.weight"), 0.9);
+        near(scale("encoder.pre_layernorm.weight"), 0.9);
         let class = info("encoder.embeddings.class_embedding", &[1, 1, 4]);
         assert!(!rule.group(&class).decay);
     }

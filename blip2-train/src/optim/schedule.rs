@@ -20,13 +20,13 @@ pub struct Schedule {
     #[serde(default)]
     pub warmup_steps: u64,
     /// What happens after the warm-up.
-    #[serde(default, flatten)]
+    #[serde(default)]
     pub shape: Shape,
 }
 
 /// Form of the decay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "shape", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Shape {
     /// Half a cosine from the end of the warm-up to the last step, as in the paper.
     #[default]
@@ -137,10 +137,13 @@ mod tests {
 
     #[test]
     fn reads_from_a_recipe() {
-        let text = "peak = 1e-4\nwarmup_steps = 10\nshape = \"lavis-epochs\"\nsteps_per_epoch = 3\nepochs = 2";
+        let text = "peak = 1e-4\nshape.lavis-epochs = { steps_per_epoch = 3, epochs = 2 }";
         let schedule: Schedule = toml::from_str(text).unwrap();
         assert!(matches!(schedule.shape, Shape::LavisEpochs { epochs: 2, .. }));
         let schedule: Schedule = toml::from_str("peak = 1e-4").unwrap();
         assert_eq!(schedule.shape, Shape::Cosine);
+        let schedule: Schedule = toml::from_str("peak = 1e-4\nshape = \"constant\"").unwrap();
+        assert_eq!(schedule.shape, Shape::Constant);
+        assert!(toml::from_str::<Schedule>("peak = 1e-4\nwarmup = 3").is_err());
     }
 }

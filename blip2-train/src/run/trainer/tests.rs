@@ -117,12 +117,17 @@ fn host_values(module: &Module) -> BTreeMap<String, Vec<f32>> {
     values.map(|(name, value)| (name, params::to_host(&value))).collect()
 }
 
-/// Largest difference of any weight, in units of the highest learning rate: Adam turns a rounding
-/// difference of a tiny gradient into a fraction of a step, never into more than one.
-fn distance(a: &Module, b: &Module) -> f32 {
-    let (a, b) = (host_values(a), host_values(b));
-    let pairs = a.iter().flat_map(|(name, a)| a.iter().zip(&b[name]));
-    pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs())) / 3e-3
+/// How far apart two runs from `start` have come, relative to how far they went (Euclidean norms).
+fn distance(start: &Module, a: &Module, b: &Module) -> f64 {
+    let (start, a, b) = (host_values(start), host_values(a), host_values(b));
+    let (mut apart, mut way) = (0f64, 0f64);
+    for (name, start) in &start {
+        for ((s, a), b) in start.iter().zip(&a[name]).zip(&b[name]) {
+            apart += f64::from(a - b).powi(2);
+            way += f64::from(a - s).powi(2);
+        }
+    }
+    (apart / way).sqrt()
 }
 
 fn train_captions(config: TrainerConfig, batch: usize, folder: &Path) -> Module {
@@ -136,14 +141,14 @@ fn train_captions(config: TrainerConfig, batch: usize, folder: &Path) -> Module 
 #[test]
 fn accumulated_micro_batches_equal_one_large_batch() {
     let folder = tempfile::tempdir().unwrap();
-    let whole = train_captions(config(1), 6, &folder.path().join("whole"));
+    let whole = train_captions(config(3), 6, &folder.path().join("whole"));
     let parts = TrainerConfig {
         accumulate: 3,
-        ..config(1)
+        ..config(3)
     };
     let parts = train_captions(parts, 2, &folder.path().join("parts"));
-    // one update; f32 sums in another order
-    let error = distance(&whole, &parts);
+    // sums in another order, which Adam magnifies where a gradient is mostly rounding
+    let error = distance(&captioning().1, &whole, &parts);
     assert!(error < 1e-3, "{error}");
     // and the batches differ in their token counts, so a mean of means would be something else
     let counts: Vec<_> = (0..3).map(|i| captioning().0.target_count(&captions(2 * i, 2))).collect();
@@ -162,7 +167,8 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
     };
     let losses = |run: &str| -> Vec<f64> {
         let rows = super::super::log::read(&folder.path().join(run)).unwrap();
-        rows.iter().flat_map(|row| ["itc", "itm", "itg"].map(|n| row[n].as_f64().unwrap())).collect()
+        let names = ["itc", "itm", "itg", "gradient_norm"];
+        rows.iter().flat_map(|row| names.map(|name| row[name].as_f64().unwrap())).collect()
     };
     let four = local::run(4, |me| {
         let (stage, module) = contrasting(false);
@@ -186,9 +192,10 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
     for (one, four) in losses("one").iter().zip(losses("four")) {
         assert!((one - four).abs() < 1e-5 * one, "{one} and {four}");
     }
-    // three updates; see `distance`
-    let error = distance(&one, &four[0]);
-    assert!(error < 1e-2, "{error}");
+    // three updates of up to 1e-4 each, see above
+    // sums in another order, which Adam magnifies where a gradient is mostly rounding
+    let error = distance(&contrasting(false).1, &one, &four[0]);
+    assert!(error < 1e-3, "{error}");
 }
 
 #[test]
