@@ -10,3 +10,4 @@ pub mod backend;
 pub mod config;
 pub mod language;
 pub mod nn;
+pub mod processor;
