@@ -1,6 +1,6 @@
 //! Preallocated key/value cache of one self-attention layer.
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::Kernels;
 
@@ -36,15 +36,16 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Kernels> KvCache<B> {
+    /// Dtype of what is cached, which is the dtype of the activations; `None` while empty.
+    pub fn dtype(&self) -> Option<DType> {
+        self.keys.as_ref().map(Tensor::dtype)
+    }
+
     /// Appends `[B, H, T, d]` keys and values and returns all of them, `[B, H, len, d]` each.
     ///
     /// # Panics
     /// If the capacity is exceeded: the caller sized the cache from prompt and `max_new_tokens`.
-    pub fn append(
-        &mut self,
-        keys: Tensor<B, 4>,
-        values: Tensor<B, 4>,
-    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    pub fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let added = keys.dims()[2];
         assert!(
             self.len + added <= self.capacity,
@@ -65,19 +66,10 @@ impl<B: Kernels> KvCache<B> {
         all
     }
 
-    fn write(
-        store: Option<Tensor<B, 4>>,
-        new: Tensor<B, 4>,
-        at: usize,
-        capacity: usize,
-    ) -> Tensor<B, 4> {
+    fn write(store: Option<Tensor<B, 4>>, new: Tensor<B, 4>, at: usize, capacity: usize) -> Tensor<B, 4> {
         let [batch, heads, _, width] = new.dims();
-        let store = store.unwrap_or_else(|| {
-            Tensor::zeros(
-                [batch, heads, capacity, width],
-                (&new.device(), new.dtype()),
-            )
-        });
+        let store = store
+            .unwrap_or_else(|| Tensor::zeros([batch, heads, capacity, width], (&new.device(), new.dtype())));
         B::cache_write(store, new, at)
     }
 
@@ -85,8 +77,7 @@ impl<B: Kernels> KvCache<B> {
     pub fn select(&mut self, index: &[usize]) {
         let pick = |t: Tensor<B, 4>| {
             let idx: Vec<i64> = index.iter().map(|&i| i as i64).collect();
-            let idx =
-                Tensor::<B, 1, Int>::from_data(TensorData::new(idx, [index.len()]), &t.device());
+            let idx = Tensor::<B, 1, Int>::from_data(TensorData::new(idx, [index.len()]), &t.device());
             t.select(0, idx)
         };
         self.keys = self.keys.take().map(pick);

@@ -7,10 +7,12 @@
 use std::io::Cursor;
 use std::path::Path;
 
+use image::error::DecodingError;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 
 use super::error::ProcessorError;
+use super::guard::guard;
 
 /// What to do with transparency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -129,8 +131,17 @@ pub fn decode_bytes(
         });
     }
     // damaged metadata is no reason to lose a picture
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let decoded = DynamicImage::from_decoder(decoder).map_err(refuse)?;
+    let orientation = guard(|| decoder.orientation())
+        .unwrap_or(Ok(Orientation::NoTransforms))
+        .unwrap_or(Orientation::NoTransforms);
+    let decoded = guard(|| DynamicImage::from_decoder(decoder))
+        .unwrap_or_else(|panic| {
+            Err(ImageError::Decoding(DecodingError::new(
+                format.into(),
+                panic,
+            )))
+        })
+        .map_err(refuse)?;
 
     let rgb = to_rgb(decoded, options.alpha);
     if !options.apply_orientation || orientation == Orientation::NoTransforms {
@@ -159,7 +170,12 @@ fn open(
 ) -> Result<impl ImageDecoder + '_, ImageError> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
-    reader.into_decoder()
+    guard(|| reader.into_decoder()).unwrap_or_else(|panic| {
+        Err(ImageError::Decoding(DecodingError::new(
+            format.into(),
+            panic,
+        )))
+    })
 }
 
 fn refused(bytes: &[u8], format: ImageFormat, label: &str, source: ImageError) -> ProcessorError {

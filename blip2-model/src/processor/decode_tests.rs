@@ -105,6 +105,18 @@ fn failures_are_typed_and_name_the_file() {
     }
 }
 
+/// png 0.18 indexes past the end of a PLTE chunk whose length is no multiple of 3.
+#[test]
+fn panics_of_decoders_become_errors() {
+    let file = path("damaged/short_palette.png");
+    let error = decode_file(file, &DecodeOptions::default()).unwrap_err();
+    assert!(
+        matches!(error, ProcessorError::DecodeImage { .. }),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("short_palette.png"), "{error}");
+}
+
 #[test]
 fn truncated_jpeg_on_request() {
     let bytes = std::fs::read(path("images/444.jpg")).unwrap();

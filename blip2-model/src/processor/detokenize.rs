@@ -105,3 +105,90 @@ impl<'a> DetokenizeStream<'a> {
         tail.filter(open).min().unwrap_or(text.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{json, numbers, path};
+    use super::super::tokenizer::{EncodeOptions, TextTokenizer, TokenizerKind};
+
+    const KINDS: [(&str, TokenizerKind); 3] = [
+        ("bert", TokenizerKind::Bert),
+        ("opt", TokenizerKind::Opt),
+        ("t5", TokenizerKind::T5),
+    ];
+
+    fn load(name: &str, kind: TokenizerKind) -> TextTokenizer {
+        TextTokenizer::from_folder(path("tokenizers").join(name), kind).unwrap()
+    }
+
+    #[test]
+    fn streamed_pieces_join_to_the_whole_text() {
+        let fixture = json("tokenizers/ids.json");
+        for (name, kind) in KINDS {
+            let tokenizer = load(name, kind);
+            for (i, text) in fixture["strings"].as_array().unwrap().iter().enumerate() {
+                let text = text.as_str().unwrap();
+                let ids = numbers(&fixture[name]["ids"][i]);
+                for skip in [true, false] {
+                    let mut stream = tokenizer.stream(skip);
+                    let mut joined = String::new();
+                    for id in &ids {
+                        let piece = stream.push(*id).unwrap();
+                        // U+FFFD may be handed out where the text itself contains it
+                        assert!(
+                            !piece.contains('\u{FFFD}') || text.contains('\u{FFFD}'),
+                            "{name}: {text:?}"
+                        );
+                        joined += &piece;
+                    }
+                    joined += &stream.finish();
+                    assert_eq!(
+                        joined,
+                        tokenizer.decode(&ids, skip).unwrap(),
+                        "{name}: {text:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_ids_stream_to_the_whole_text(seeds in proptest::collection::vec(0u32.., 0..24), skip in proptest::prelude::any::<bool>()) {
+            static LOADED: std::sync::LazyLock<Vec<TextTokenizer>> =
+                std::sync::LazyLock::new(|| KINDS.iter().map(|(name, kind)| load(name, *kind)).collect());
+            for tokenizer in LOADED.iter() {
+                // the small ids are single characters, half of them parts of longer UTF-8 sequences
+                let size = tokenizer.vocab_size() as u32;
+                let id = |s: &u32| if s % 2 == 0 { s / 2 % 260 } else { s / 2 % (size + 3) };
+                let ids: Vec<u32> = seeds.iter().map(id).collect();
+                let mut stream = tokenizer.stream(skip);
+                let mut joined: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+                joined += &stream.finish();
+                proptest::prop_assert_eq!(joined, tokenizer.decode(&ids, skip).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn stream_holds_back_what_may_still_change() {
+        let opt = load("opt", TokenizerKind::Opt);
+        let bare = EncodeOptions {
+            add_special: false,
+            ..EncodeOptions::default()
+        };
+        let ids = opt.encode("do n't 😀 .", &bare).unwrap();
+        let mut stream = opt.stream(true);
+        let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+        assert!(
+            pieces.contains(&"n't".to_owned()) || pieces.concat().starts_with("don't"),
+            "{pieces:?}"
+        );
+        assert!(pieces.iter().any(|p| p.ends_with('😀')), "{pieces:?}");
+        assert!(
+            pieces.iter().filter(|p| p.is_empty()).count() >= 3,
+            "{pieces:?}"
+        );
+        assert_eq!(pieces.concat() + &stream.finish(), "don't 😀.");
+    }
+}

@@ -7,6 +7,7 @@ pub mod decode;
 pub mod detokenize;
 pub mod error;
 pub mod filter;
+mod guard;
 pub mod image;
 pub mod image_config;
 mod passes;

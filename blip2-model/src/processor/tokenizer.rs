@@ -10,6 +10,7 @@ use tokenizers::{Tokenizer, TruncationDirection};
 
 use super::detokenize::{DetokenizeStream, clean_up};
 use super::error::ProcessorError;
+use super::guard::guard;
 use super::tokenizer_files;
 
 /// Which family of vocabulary a tokenizer belongs to.
@@ -182,7 +183,13 @@ impl TextTokenizer {
         folder: impl AsRef<Path>,
         kind: TokenizerKind,
     ) -> Result<Self, ProcessorError> {
-        let loaded = tokenizer_files::load(folder.as_ref(), kind)?;
+        let path = folder.as_ref();
+        let damaged = |panic| ProcessorError::InvalidTokenizer {
+            path: path.into(),
+            source: panic,
+        };
+        let loaded = guard(|| tokenizer_files::load(path, kind))
+            .map_err(|panic| damaged(panic.into()))??;
         let mut tokenizer = Self {
             inner: loaded.tokenizer,
             kind,
@@ -226,6 +233,15 @@ impl TextTokenizer {
     /// [`ProcessorError::MaxLength`] if the limit has no room for the special tokens;
     /// [`ProcessorError::Tokenize`].
     pub fn encode(&self, text: &str, options: &EncodeOptions) -> Result<Vec<u32>, ProcessorError> {
+        let failed = |source| ProcessorError::Tokenize { source };
+        guard(|| self.encode_unguarded(text, options)).map_err(|panic| failed(panic.into()))?
+    }
+
+    fn encode_unguarded(
+        &self,
+        text: &str,
+        options: &EncodeOptions,
+    ) -> Result<Vec<u32>, ProcessorError> {
         let failed = |source| ProcessorError::Tokenize { source };
         let mut encoding = self.inner.encode_fast(text, false).map_err(failed)?;
         let special = match self.inner.get_post_processor() {
@@ -317,9 +333,8 @@ impl TextTokenizer {
     /// # Errors
     /// [`ProcessorError::Tokenize`].
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, ProcessorError> {
-        let text = self
-            .inner
-            .decode(ids, skip_special)
+        let text = guard(|| self.inner.decode(ids, skip_special))
+            .unwrap_or_else(|panic| Err(panic.into()))
             .map_err(|source| ProcessorError::Tokenize { source })?;
         Ok(if self.clean_up { clean_up(&text) } else { text })
     }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 use super::error::{Cause, ProcessorError};
+use super::guard::guard;
 use super::tokenizer::{SpecialIds, TokenizerKind};
 
 /// What [`load`] makes of a folder.
@@ -132,7 +133,9 @@ fn invalid(path: &Path, source: impl Into<Cause>) -> ProcessorError {
 }
 
 fn parse(path: &Path, json: &[u8]) -> Result<Tokenizer, ProcessorError> {
-    Tokenizer::from_bytes(json).map_err(|e| invalid(path, e))
+    guard(|| Tokenizer::from_bytes(json))
+        .map_err(|panic| invalid(path, panic))?
+        .map_err(|e| invalid(path, e))
 }
 
 fn read_vocabulary(

@@ -89,8 +89,8 @@ fn full_vocabularies() {
     );
 }
 
-/// transformers' slow BERT differs in one place: a code point that Unicode has not assigned is dropped by
-/// Python's tables and becomes [UNK] here and in the fast class.
+/// transformers' slow BERT drops code points that Python's Unicode tables do not know, and the library's tables are
+/// of another version; the fast class agrees with this one.
 #[test]
 fn slow_classes_differ_only_on_unassigned_characters() {
     let fixture = json("tokenizers/ids.json");
@@ -337,72 +337,28 @@ fn unusable_folders_are_typed_and_named() {
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
 }
 
+/// tokenizers 0.22 unwraps these inside its deserialiser.
 #[test]
-fn streamed_pieces_join_to_the_whole_text() {
-    let fixture = json("tokenizers/ids.json");
-    for (name, kind) in KINDS {
-        let tokenizer = load(name, kind);
-        for (i, text) in strings(&fixture["strings"]).into_iter().enumerate() {
-            let ids = numbers(&fixture[name]["ids"][i]);
-            for skip in [true, false] {
-                let mut stream = tokenizer.stream(skip);
-                let mut joined = String::new();
-                for id in &ids {
-                    let piece = stream.push(*id).unwrap();
-                    // U+FFFD may be handed out where the text itself contains it
-                    assert!(
-                        !piece.contains('\u{FFFD}') || text.contains('\u{FFFD}'),
-                        "{name}: {text:?}"
-                    );
-                    joined += &piece;
-                }
-                joined += &stream.finish();
-                assert_eq!(
-                    joined,
-                    tokenizer.decode(&ids, skip).unwrap(),
-                    "{name}: {text:?}"
-                );
-            }
-        }
+fn panics_of_the_library_become_errors() {
+    let good = std::fs::read_to_string(path("tokenizers/t5/tokenizer.json")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (from, to) in [
+        (
+            "\"precompiled_charsmap\": \"",
+            "\"precompiled_charsmap\": \"==",
+        ),
+        (
+            "\"decoder\": {\"type\": \"Metaspace\"",
+            "\"decoder\": {\"type\": \"Metaspac\"",
+        ),
+    ] {
+        assert!(good.contains(from));
+        std::fs::write(folder.path().join("tokenizer.json"), good.replace(from, to)).unwrap();
+        let error = TextTokenizer::from_folder(folder.path(), TokenizerKind::T5).unwrap_err();
+        assert!(
+            matches!(error, ProcessorError::InvalidTokenizer { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
     }
-}
-
-proptest::proptest! {
-    #[test]
-    fn any_ids_stream_to_the_whole_text(seeds in proptest::collection::vec(0u32.., 0..24), skip in proptest::prelude::any::<bool>()) {
-        static LOADED: std::sync::LazyLock<Vec<TextTokenizer>> =
-            std::sync::LazyLock::new(|| KINDS.iter().map(|(name, kind)| load(name, *kind)).collect());
-        for tokenizer in LOADED.iter() {
-            // the small ids are single characters, half of them parts of longer UTF-8 sequences
-            let size = tokenizer.vocab_size() as u32;
-            let id = |s: &u32| if s % 2 == 0 { s / 2 % 260 } else { s / 2 % (size + 3) };
-            let ids: Vec<u32> = seeds.iter().map(id).collect();
-            let mut stream = tokenizer.stream(skip);
-            let mut joined: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
-            joined += &stream.finish();
-            proptest::prop_assert_eq!(joined, tokenizer.decode(&ids, skip).unwrap());
-        }
-    }
-}
-
-#[test]
-fn stream_holds_back_what_may_still_change() {
-    let opt = load("opt", TokenizerKind::Opt);
-    let bare = EncodeOptions {
-        add_special: false,
-        ..EncodeOptions::default()
-    };
-    let ids = opt.encode("do n't 😀 .", &bare).unwrap();
-    let mut stream = opt.stream(true);
-    let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
-    assert!(
-        pieces.contains(&"n't".to_owned()) || pieces.concat().starts_with("don't"),
-        "{pieces:?}"
-    );
-    assert!(pieces.iter().any(|p| p.ends_with('😀')), "{pieces:?}");
-    assert!(
-        pieces.iter().filter(|p| p.is_empty()).count() >= 3,
-        "{pieces:?}"
-    );
-    assert_eq!(pieces.concat() + &stream.finish(), "don't 😀.");
 }
