@@ -1,0 +1,11 @@
+//! Data: files in, batches of decoded and augmented samples out.
+pub mod annotations;
+mod official;
+pub mod pattern;
+pub mod records;
+pub mod rng;
+pub mod sample;
+pub mod tar_reader;
+#[cfg(test)]
+mod testing;
+pub mod webdataset;
