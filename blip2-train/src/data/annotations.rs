@@ -281,11 +281,32 @@ impl AnnotationSet {
             Layout::CocoOfficial => set.entries = official::coco(bytes).map_err(json)?,
             Layout::VqaOfficial => set.entries = official::vqa(bytes, answers).map_err(json)?,
         }
-        set.number_images();
-        if config.pairs {
-            set.split_captions();
+        Ok(set.finish(config.pairs))
+    }
+
+    pub(super) fn from_entries(
+        source: &Path,
+        images: PathBuf,
+        entries: Vec<Result<Entry, Problem>>,
+        pairs: bool,
+    ) -> Self {
+        Self { shard: source.to_string_lossy().into(), images, entries }.finish(pairs)
+    }
+
+    pub(super) fn with_images(self, images: PathBuf) -> Self {
+        Self { images, ..self }
+    }
+
+    pub(super) fn image_names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().flatten().map(|e| e.image.as_str())
+    }
+
+    fn finish(mut self, pairs: bool) -> Self {
+        self.number_images();
+        if pairs {
+            self.split_captions();
         }
-        Ok(set)
+        self
     }
 
     fn number_images(&mut self) {

@@ -1,10 +1,13 @@
 //! Data: files in, batches of decoded and augmented samples out.
 pub mod annotations;
+pub mod folder;
 mod official;
 pub mod pattern;
 pub mod records;
 pub mod rng;
 pub mod sample;
+pub mod shard;
+pub mod stream;
 pub mod tar_reader;
 #[cfg(test)]
 mod testing;
