@@ -1,12 +1,15 @@
 //! Data: files in, batches of decoded and augmented samples out.
 pub mod annotations;
 pub mod folder;
+pub mod formats;
+pub mod mixture;
 mod official;
 pub mod pattern;
 pub mod records;
 pub mod rng;
 pub mod sample;
 pub mod shard;
+mod slot;
 pub mod stream;
 pub mod tar_reader;
 #[cfg(test)]

@@ -257,7 +257,7 @@ pub enum DataError {
     Layout {
         /// The file.
         path: PathBuf,
-        /// Name in [`crate::data::annotations::FORMATS`].
+        /// Name in [`super::formats::FORMATS`].
         looks_like: &'static str,
     },
     /// No such annotation format.

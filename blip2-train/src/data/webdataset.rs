@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::annotations::Format;
+use super::formats::Format;
 use super::sample::{DataError, ImageSource, Problem, Sample, Skipped};
 use super::tar_reader::{Member, Seekable, Sequential, Skip, TarMembers};
 
