@@ -1,10 +1,12 @@
 //! Data: files in, batches of decoded and augmented samples out.
 pub mod annotations;
+pub mod augment;
 pub mod folder;
 pub mod formats;
 pub mod mixture;
 mod official;
 pub mod pattern;
+pub mod pil;
 pub mod records;
 pub mod rng;
 pub mod sample;
