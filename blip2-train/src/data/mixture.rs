@@ -188,6 +188,11 @@ impl Mixture {
         self.epoch
     }
 
+    /// True when a shard is standard input.
+    pub fn reads_stdin(&self) -> bool {
+        self.streams.iter().any(SourceStream::reads_stdin)
+    }
+
     /// Samples of this process in an epoch, where every source knows.
     pub fn share(&self) -> Option<u64> {
         self.streams.iter().map(SourceStream::share).sum()

@@ -152,6 +152,11 @@ impl SourceStream {
         self.cursor.epoch
     }
 
+    /// True when a shard is standard input.
+    pub fn reads_stdin(&self) -> bool {
+        matches!(&self.data, Data::Shards(set) if set.paths.iter().any(|p| p.as_os_str() == "-"))
+    }
+
     /// Samples handed out in this epoch.
     pub fn handed_out(&self) -> u64 {
         self.cursor.handed_out

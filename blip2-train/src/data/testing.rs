@@ -52,3 +52,37 @@ pub fn rows(n: usize) -> Arc<AnnotationSet> {
     let lines: String = (0..n).map(|i| format!("{{\"image\":\"x.jpg\",\"caption\":\"{i}\"}}\n")).collect();
     Arc::new(AnnotationSet::from_bytes(lines.as_bytes(), None, &AnnotationConfig::new("r.jsonl")).unwrap())
 }
+
+/// A PNG of noise-free colours.
+pub fn png(width: u32, height: u32) -> Vec<u8> {
+    let image = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// Shards of small pictures `s<set>-<number>` with caption `<set> <number>`; every tenth picture is damaged.
+pub fn picture_shards(sizes: &[usize], set: usize) -> (tempfile::TempDir, ShardSet) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut number = 0;
+    let mut paths = Vec::new();
+    for (i, &size) in sizes.iter().enumerate() {
+        let mut files = Vec::new();
+        for _ in 0..size {
+            let mut bytes = png(20 + number as u32, 30);
+            if number % 10 == 9 {
+                bytes.truncate(bytes.len() / 2);
+            }
+            files.push((format!("s{set}-{number}.png"), bytes));
+            files.push((format!("s{set}-{number}.txt"), format!("{set} {number}").into_bytes()));
+            number += 1;
+        }
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();
+        let path = dir.path().join(format!("{i}.tar"));
+        std::fs::write(&path, tar_bytes(&files)).unwrap();
+        paths.push(path);
+    }
+    let mut shards = ShardSet::new(paths).unwrap();
+    shards.samples = Some(number as u64);
+    (dir, shards)
+}
