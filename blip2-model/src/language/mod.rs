@@ -1,6 +1,19 @@
 //! Language models behind one trait, so that generation, answer ranking and the stage-2 loss are
 //! written once. One family = one file (or folder).
 
+pub mod any;
+pub mod keys;
+mod mask;
+pub mod opt;
+pub mod t5;
+#[cfg(test)]
+mod testing;
+
+pub use any::{AnyLanguageModel, LanguageConfig};
+pub use keys::KeyTable;
+pub use opt::{Opt, OptConfig};
+pub use t5::{T5, T5Config};
+
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::nn::{Context, Kernels, KvCache, PadMask};
@@ -67,11 +80,22 @@ pub trait LanguageModel<B: Kernels> {
     /// Rows of the output layer.
     fn vocab_size(&self) -> usize;
 
+    /// Longest sequence of prompt and new tokens that the position table covers; `None` where positions are
+    /// relative. The caller checks it: beyond the table there is no meaningful result.
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
+
     /// Token ids `[B, T] -> [B, T, D]`.
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3>;
 
     /// Runs the prompt and returns the state with the logits `[B, V]` (f32) of the first new token.
-    fn prefill(&self, prompt: Prompt<B>, max_new_tokens: usize, ctx: &Context) -> (DecodeState<B>, Tensor<B, 2>);
+    fn prefill(
+        &self,
+        prompt: Prompt<B>,
+        max_new_tokens: usize,
+        ctx: &Context,
+    ) -> (DecodeState<B>, Tensor<B, 2>);
 
     /// Feeds one token per row and returns the logits `[B, V]` (f32) of the next one.
     fn step(&self, tokens: &[i64], state: &mut DecodeState<B>, ctx: &Context) -> Tensor<B, 2>;
@@ -79,5 +103,11 @@ pub trait LanguageModel<B: Kernels> {
     /// Teacher forcing: logits `[B, T, V]` (f32) where position `t` predicts `ids[t]` given the prompt and
     /// `ids[..t]`. `ids [B, T]` are right-padded, `mask` marks real ones. Serves the training loss and
     /// answer ranking alike.
-    fn teacher_forced(&self, prompt: Prompt<B>, ids: &[Vec<i64>], mask: &PadMask, ctx: &Context) -> Tensor<B, 3>;
+    fn teacher_forced(
+        &self,
+        prompt: Prompt<B>,
+        ids: &[Vec<i64>],
+        mask: &PadMask,
+        ctx: &Context,
+    ) -> Tensor<B, 3>;
 }

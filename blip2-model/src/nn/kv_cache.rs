@@ -1,6 +1,6 @@
 //! Preallocated key/value cache of one self-attention layer.
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::Kernels;
 
@@ -36,6 +36,11 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Kernels> KvCache<B> {
+    /// Dtype of what is cached, which is the dtype of the activations; `None` while empty.
+    pub fn dtype(&self) -> Option<DType> {
+        self.keys.as_ref().map(Tensor::dtype)
+    }
+
     /// Appends `[B, H, T, d]` keys and values and returns all of them, `[B, H, len, d]` each.
     ///
     /// # Panics
@@ -63,9 +68,8 @@ impl<B: Kernels> KvCache<B> {
 
     fn write(store: Option<Tensor<B, 4>>, new: Tensor<B, 4>, at: usize, capacity: usize) -> Tensor<B, 4> {
         let [batch, heads, _, width] = new.dims();
-        let store = store.unwrap_or_else(|| {
-            Tensor::zeros([batch, heads, capacity, width], (&new.device(), new.dtype()))
-        });
+        let store = store
+            .unwrap_or_else(|| Tensor::zeros([batch, heads, capacity, width], (&new.device(), new.dtype())));
         B::cache_write(store, new, at)
     }
 
