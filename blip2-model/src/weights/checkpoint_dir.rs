@@ -128,3 +128,87 @@ fn read_config(path: &Path) -> Result<Option<String>> {
     }
     std::fs::read_to_string(path).map(Some).map_err(|e| WeightsError::io(path, e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::TorchFault;
+    use super::super::fixtures;
+    use super::*;
+
+    fn copy(fixture: &str, dest: &Path) {
+        std::fs::copy(fixtures::path(fixture), dest).unwrap();
+    }
+
+    #[test]
+    fn every_layout_is_told_apart() {
+        for (path, kind, holds) in [
+            ("sharded", CheckpointKind::HuggingFaceFolder, "sharded"),
+            ("sharded_bin", CheckpointKind::HuggingFaceFolder, "sharded_bin"),
+            ("sharded/model.safetensors.index.json", CheckpointKind::HuggingFaceFolder, "sharded"),
+            ("lavis.pth", CheckpointKind::LavisPth, "lavis.pth"),
+            ("views_legacy.pth", CheckpointKind::TorchFile, "views_legacy.pth"),
+            ("dtypes.safetensors", CheckpointKind::SafetensorsFile, "dtypes.safetensors"),
+        ] {
+            let opened = open(fixtures::path(path)).unwrap();
+            assert_eq!(opened.kind, kind, "{path}");
+            fixtures::assert_holds(opened.source.as_ref(), holds);
+            assert_eq!(opened.config_json.is_some(), path.starts_with("sharded"), "{path}");
+            assert!(opened.folder.is_dir());
+        }
+    }
+
+    #[test]
+    fn a_folder_with_one_pth_is_that_file_and_with_two_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        copy("lavis.pth", &dir.path().join("checkpoint_best.pth"));
+        assert_eq!(open(dir.path()).unwrap().kind, CheckpointKind::LavisPth);
+        copy("lavis.pth", &dir.path().join("checkpoint_0.pth"));
+        let err = open(dir.path()).unwrap_err();
+        assert!(matches!(&err, WeightsError::Ambiguous { candidates, .. } if candidates == &["checkpoint_0.pth", "checkpoint_best.pth"]), "{err}");
+    }
+
+    #[test]
+    fn the_single_file_comes_before_the_index_and_safetensors_before_torch() {
+        let dir = tempfile::tempdir().unwrap();
+        copy("mixed.pth", &dir.path().join("pytorch_model.bin"));
+        assert!(open(dir.path()).unwrap().source.path().ends_with("pytorch_model.bin"));
+        copy("dtypes.safetensors", &dir.path().join("model.safetensors"));
+        assert!(open(dir.path()).unwrap().source.path().ends_with("model.safetensors"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(open(dir.path().join("nowhere")), Err(WeightsError::NotFound { what: "checkpoint", .. })));
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let err = open(dir.path()).unwrap_err();
+        assert!(err.to_string().contains("check that the download is complete"), "{err}");
+
+        let shard = "model-00001-of-00003.safetensors";
+        copy(&format!("sharded/{shard}"), &dir.path().join(shard));
+        let err = open(dir.path()).unwrap_err();
+        assert!(matches!(&err, WeightsError::MissingIndex { example, index, .. } if example == shard && *index == WEIGHT_FILES[1]), "{err}");
+    }
+
+    #[test]
+    fn a_clone_without_its_large_files_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pytorch_model.bin"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n").unwrap();
+        assert!(matches!(open(dir.path()), Err(WeightsError::LfsPointer { size: Some(7), .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_dangling_link_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("../../blobs/gone", dir.path().join("model.safetensors")).unwrap();
+        copy("mixed.pth", &dir.path().join("pytorch_model.bin"));
+        let err = open(dir.path()).unwrap_err();
+        assert!(err.to_string().contains("model.safetensors") && err.to_string().contains("incomplete"), "{err}");
+    }
+
+    #[test]
+    fn a_pickled_module_says_that_it_holds_no_state_dict() {
+        assert!(matches!(open(fixtures::path("module.pth")), Err(WeightsError::BadTorch { fault: TorchFault::NotADict, .. })));
+    }
+}

@@ -303,7 +303,7 @@ pub enum TorchFault {
     #[error("written by a torch older than 0.2; load and save it again with a newer torch")]
     TarFormat,
     /// The top level is not a dictionary.
-    #[error("the top level is not a dictionary of tensors")]
+    #[error("no dictionary of tensors inside; if a whole module was saved, save its state_dict() instead")]
     NotADict,
     /// Two entries of the same name.
     #[error("tensor `{0}` occurs twice")]

@@ -126,3 +126,87 @@ fn storage_class(dtype: DType) -> Option<&'static str> {
         DType::U64 | DType::U32 | DType::U16 => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures;
+    use super::super::source::TensorSource;
+    use super::super::tensor::TensorBytes;
+    use super::super::torch::TorchFile;
+    use super::super::writer::copy_from;
+    use super::*;
+
+    #[test]
+    fn a_round_trip_keeps_every_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        for fixture in ["views.pth", "lavis.pth"] {
+            let source = TorchFile::open(fixtures::path(fixture)).unwrap();
+            let path = write_pth(dir.path().join(fixture), source.infos(), &mut copy_from(&source)).unwrap();
+            let back = TorchFile::open(path).unwrap();
+            assert_eq!(back.top_key(), Some("model"));
+            assert_eq!(back.infos(), source.infos());
+            fixtures::assert_holds(&back, fixture);
+        }
+    }
+
+    #[test]
+    fn storages_are_aligned() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = TorchFile::open(fixtures::path("lavis.pth")).unwrap();
+        let path = write_pth(dir.path().join("f.pth"), source.infos(), &mut copy_from(&source)).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let mut archive = zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap();
+        for i in 0..archive.len() {
+            let entry = archive.by_index(i).unwrap();
+            assert_eq!(entry.data_start() % 64, 0, "{}", entry.name());
+        }
+    }
+
+    #[test]
+    fn failures_leave_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.pth");
+        let info = |name: &str, dtype| TensorInfo { name: name.into(), dtype, shape: vec![2] };
+        let mut ones = |info: &TensorInfo| match info.name.as_str() {
+            "bad" => Err(WeightsError::DiskFull { path: "elsewhere".into() }),
+            _ => TensorBytes::from_f32(vec![2], vec![1.0; 2]),
+        };
+        let err = write_pth(&path, &[info("a", DType::F32), info("bad", DType::F32)], &mut ones).unwrap_err();
+        assert!(matches!(err, WeightsError::DiskFull { .. }), "{err}");
+        let err = write_pth(&path, &[info("a", DType::U32)], &mut ones).unwrap_err();
+        assert!(matches!(err, WeightsError::UnsupportedDtype { .. }), "{err}");
+        let err = write_pth(&path, &[info("a", DType::F32), info("a", DType::F32)], &mut ones).unwrap_err();
+        assert!(matches!(err, WeightsError::BadHeader { fault: HeaderFault::DuplicateName(_), .. }), "{err}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// `BLIP2_PYTHON=python3 cargo test -- --ignored torch_itself`, with torch installed.
+    #[test]
+    #[ignore = "needs Python with torch"]
+    fn torch_itself_reads_the_file() {
+        const CHECK: &str = "
+import json, sys, torch
+model = torch.load(sys.argv[1], weights_only=True)['model']
+torch.load(sys.argv[1], weights_only=True, mmap=True)
+expected = json.load(open(sys.argv[2]))[sys.argv[3]]
+assert sorted(model) == sorted(expected)
+for name, t in model.items():
+    assert t.is_contiguous() and list(t.shape) == expected[name]['shape'], name
+    assert t.reshape(-1).view(torch.uint8).numpy().tobytes().hex() == expected[name]['hex'], name
+";
+        let python = std::env::var("BLIP2_PYTHON").unwrap_or_else(|_| "python3".into());
+        let dir = tempfile::tempdir().unwrap();
+        for fixture in ["dtypes.pth", "views.pth", "lavis.pth"] {
+            let source = TorchFile::open(fixtures::path(fixture)).unwrap();
+            // torch has no storage class for these
+            let infos: Vec<TensorInfo> = source.infos().iter().filter(|info| storage_class(info.dtype).is_some()).cloned().collect();
+            let path = write_pth(dir.path().join(fixture), &infos, &mut copy_from(&source)).unwrap();
+            let check = match fixture {
+                "dtypes.pth" => CHECK.replace("assert sorted", "expected = {k: v for k, v in expected.items() if v['dtype'] not in ('U64', 'U32', 'U16')}\nassert sorted"),
+                _ => CHECK.to_owned(),
+            };
+            let output = std::process::Command::new(&python).arg("-c").arg(check).args([&path, &fixtures::path("expected.json")]).arg(fixture).output().unwrap();
+            assert!(output.status.success(), "{fixture}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}

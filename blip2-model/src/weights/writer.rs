@@ -113,12 +113,13 @@ fn split(infos: &[TensorInfo], max_shard_bytes: u64) -> Vec<Vec<&TensorInfo>> {
     shards
 }
 
-/// Header and tensors. Wider elements come first, so that every tensor is aligned for its element type.
+/// Header and tensors, in the order of the reference writer: wider elements first, so that every tensor is aligned
+/// for its element type, then by name.
 fn write_tensors(file: &mut impl Write, path: &Path, infos: &[&TensorInfo], fetch: &mut Fetch<'_>) -> Result<()> {
     let io = |e| WeightsError::io(path, e);
     let bad = |fault| WeightsError::BadHeader { path: path.to_owned(), fault };
     let mut infos = infos.to_vec();
-    infos.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
+    infos.sort_by(|a, b| dtype_into(b.dtype).cmp(&dtype_into(a.dtype)).then_with(|| a.name.cmp(&b.name)));
     if let Some(pair) = infos.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(bad(HeaderFault::DuplicateName(pair[0].name.clone())));
     }
@@ -177,4 +178,144 @@ fn is_shard_name(name: &str) -> bool {
     let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
     let middle = name.strip_prefix("model-").and_then(|n| n.strip_suffix(".safetensors"));
     middle.and_then(|m| m.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fixtures;
+    use super::super::safetensors::SafetensorsFile;
+    use super::super::sharded::ShardedSource;
+    use super::super::tensor::DType;
+    use super::*;
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn options(max_shard_bytes: u64, overwrite: bool) -> WriteOptions {
+        WriteOptions { max_shard_bytes, overwrite }
+    }
+
+    #[test]
+    fn a_round_trip_keeps_every_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = SafetensorsFile::open(fixtures::path("dtypes.safetensors")).unwrap();
+        let written = write_folder(dir.path(), source.infos(), &WriteOptions::default(), &mut copy_from(&source)).unwrap();
+        assert_eq!(written, [dir.path().join("model.safetensors")]);
+        let back = SafetensorsFile::open(&written[0]).unwrap();
+        fixtures::assert_holds(&back, "dtypes.safetensors");
+        // the order within a file follows the reference writer, so even the files are equal
+        assert!(std::fs::read(&written[0]).unwrap() == std::fs::read(fixtures::path("dtypes.safetensors")).unwrap());
+    }
+
+    #[test]
+    fn shards_are_cut_and_indexed_as_hugging_face_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = ShardedSource::open(fixtures::path("sharded/model.safetensors.index.json")).unwrap();
+        write_folder(dir.path(), source.infos(), &options(300, false), &mut copy_from(&source)).unwrap();
+        let index = dir.path().join("model.safetensors.index.json");
+        fixtures::assert_holds(&ShardedSource::open(&index).unwrap(), "sharded");
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+        assert_eq!(json["metadata"]["total_size"], 5 * 128 + 12);
+        assert_eq!(json["weight_map"]["bias"], "model-00001-of-00003.safetensors");
+        assert_eq!(names_in(dir.path()).len(), 4);
+    }
+
+    #[test]
+    fn overwriting_leaves_nothing_of_the_old_layout() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = ShardedSource::open(fixtures::path("sharded/model.safetensors.index.json")).unwrap();
+        let write = |options: WriteOptions| write_folder(dir.path(), source.infos(), &options, &mut copy_from(&source));
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        write(options(300, false)).unwrap();
+        let before = names_in(dir.path());
+        assert!(matches!(write(options(u64::MAX, false)), Err(WeightsError::AlreadyExists { .. })));
+        assert_eq!(names_in(dir.path()), before);
+        write(options(u64::MAX, true)).unwrap();
+        assert_eq!(names_in(dir.path()), ["config.json", "model.safetensors"]);
+        write(options(200, true)).unwrap();
+        assert_eq!(names_in(dir.path()).len(), 7);
+        assert!(!dir.path().join("model.safetensors").exists());
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_had_leaves_the_folder_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = ShardedSource::open(fixtures::path("sharded/model.safetensors.index.json")).unwrap();
+        write_folder(dir.path(), source.infos(), &options(u64::MAX, false), &mut copy_from(&source)).unwrap();
+        let before = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        let mut left = 4;
+        let mut failing = |info: &TensorInfo| {
+            left -= 1;
+            if left == 0 { Err(WeightsError::DiskFull { path: "elsewhere".into() }) } else { source.get(&info.name) }
+        };
+        let err = write_folder(dir.path(), source.infos(), &options(300, true), &mut failing).unwrap_err();
+        assert!(matches!(err, WeightsError::DiskFull { .. }), "{err}");
+        assert_eq!(names_in(dir.path()), ["model.safetensors"]);
+        assert_eq!(std::fs::read(dir.path().join("model.safetensors")).unwrap(), before);
+    }
+
+    #[test]
+    fn a_full_disk_is_reported_as_such() {
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+                self.0 = self.0.checked_sub(buf.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let source = SafetensorsFile::open(fixtures::path("dtypes.safetensors")).unwrap();
+        let infos: Vec<&TensorInfo> = source.infos().iter().collect();
+        for room in [0, 8, 100, 1300] {
+            let err = write_tensors(&mut Full(room), Path::new("out"), &infos, &mut copy_from(&source)).unwrap_err();
+            assert!(matches!(&err, WeightsError::DiskFull { path } if path == Path::new("out")), "{err}");
+        }
+    }
+
+    #[test]
+    fn what_arrives_must_be_what_was_announced() {
+        let dir = tempfile::tempdir().unwrap();
+        let infos = [TensorInfo { name: "a".into(), dtype: DType::F16, shape: vec![2] }];
+        let mut other = |_: &TensorInfo| TensorBytes::new(DType::BF16, vec![2], bytes::Bytes::from_static(&[0; 4]));
+        let err = write_file(dir.path().join("f"), &infos, &mut other).unwrap_err();
+        assert!(matches!(err, WeightsError::NotAsAnnounced { .. }), "{err}");
+        let twice = [infos[0].clone(), infos[0].clone()];
+        let err = write_file(dir.path().join("f"), &twice, &mut other).unwrap_err();
+        assert!(matches!(err, WeightsError::BadHeader { fault: HeaderFault::DuplicateName(_), .. }), "{err}");
+        assert!(names_in(dir.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_readable_by_others_as_the_umask_allows() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = write_file(dir.path().join("f"), &[], &mut |_: &TensorInfo| unreachable!()).unwrap();
+        std::fs::write(dir.path().join("plain"), "").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&path), mode(&dir.path().join("plain")));
+    }
+
+    proptest! {
+        #[test]
+        fn splitting_keeps_every_tensor_and_the_limit(sizes in proptest::collection::vec(0usize..50, 0..30), limit in 1u64..120) {
+            let infos: Vec<_> = sizes.iter().enumerate().map(|(i, &n)| TensorInfo { name: format!("{i:02}"), dtype: DType::U8, shape: vec![n] }).collect();
+            let shards = split(&infos, limit);
+            let flat: Vec<&TensorInfo> = shards.iter().flatten().copied().collect();
+            prop_assert_eq!(flat, infos.iter().collect::<Vec<_>>());
+            for shard in &shards {
+                let bytes: usize = shard.iter().map(|info| info.byte_len()).sum();
+                // a tensor above the limit is alone but for empty ones
+                prop_assert!(shard.iter().filter(|info| info.byte_len() > 0).count() <= 1 || bytes as u64 <= limit);
+                prop_assert!(shards.len() == 1 || !shard.is_empty());
+            }
+        }
+    }
 }

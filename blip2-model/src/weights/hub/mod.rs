@@ -263,3 +263,6 @@ fn cached(id: &HubId, cache: &RepoCache, not_refreshed: Option<String>) -> Resul
     }
     Ok(Snapshot { folder, commit, downloaded: Vec::new(), not_refreshed })
 }
+
+#[cfg(test)]
+mod tests;
