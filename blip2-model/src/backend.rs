@@ -1,0 +1,322 @@
+//! The only file that names backends: Cargo feature -> type, run-time choice by name, and the macro
+//! that calls a generic function with the chosen type.
+
+use std::fmt;
+
+use burn::tensor::DType;
+use serde::Serialize;
+
+use crate::nn::Kernels;
+
+/// A backend that can be compiled in with the Cargo feature of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// Pure Rust CPU backend with SIMD and threads.
+    Flex,
+    /// `ndarray` CPU backend, the oracle.
+    NdArray,
+    /// libtorch (CPU, CUDA or MPS, depending on the library).
+    Tch,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// AMD GPUs through HIP.
+    Rocm,
+    /// Any GPU through WebGPU (WGSL).
+    Wgpu,
+    /// Any GPU with Vulkan (SPIR-V).
+    Vulkan,
+    /// Apple GPUs.
+    Metal,
+}
+
+impl BackendKind {
+    /// Every backend the project knows, compiled in or not.
+    pub const ALL: [Self; 8] = [
+        Self::Flex,
+        Self::NdArray,
+        Self::Tch,
+        Self::Cuda,
+        Self::Rocm,
+        Self::Wgpu,
+        Self::Vulkan,
+        Self::Metal,
+    ];
+
+    /// Name on the command line, equal to the Cargo feature.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::NdArray => "ndarray",
+            Self::Tch => "tch",
+            Self::Cuda => "cuda",
+            Self::Rocm => "rocm",
+            Self::Wgpu => "wgpu",
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+        }
+    }
+
+    /// Whether this build contains the backend.
+    pub fn is_compiled(self) -> bool {
+        match self {
+            Self::Flex => cfg!(feature = "flex"),
+            Self::NdArray => cfg!(feature = "ndarray"),
+            Self::Tch => cfg!(feature = "tch"),
+            Self::Cuda => cfg!(feature = "cuda"),
+            Self::Rocm => cfg!(feature = "rocm"),
+            Self::Wgpu => cfg!(feature = "wgpu"),
+            Self::Vulkan => cfg!(feature = "vulkan"),
+            Self::Metal => cfg!(feature = "metal"),
+        }
+    }
+
+    /// The backends of this build.
+    pub fn compiled() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|kind| kind.is_compiled()).collect()
+    }
+
+    /// Whether half-precision activations are the natural choice: GPUs compute in the dtype of the
+    /// weights, CPUs keep f32 activations and convert weights on the way.
+    pub fn is_gpu(self) -> bool {
+        !matches!(self, Self::Flex | Self::NdArray)
+    }
+
+    /// Picks a backend: by name, or the first one compiled in.
+    pub fn choose(name: Option<&str>) -> Result<Self, BackendError> {
+        let compiled = Self::compiled();
+        let Some(name) = name else {
+            return compiled.first().copied().ok_or(BackendError::NoneCompiled);
+        };
+        let kind = Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| BackendError::Unknown {
+                name: name.to_string(),
+            })?;
+        if kind.is_compiled() {
+            Ok(kind)
+        } else {
+            Err(BackendError::NotCompiled { kind, compiled })
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a backend cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The name is not one of [`BackendKind::ALL`].
+    #[error("unknown backend `{name}`; known: {}", names(&BackendKind::ALL))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// The build lacks the Cargo feature.
+    #[error(
+        "this build has no `{kind}` backend (it has: {}); rebuild with `--features {kind}`",
+        names(compiled)
+    )]
+    NotCompiled {
+        /// What was asked for.
+        kind: BackendKind,
+        /// What there is.
+        compiled: Vec<BackendKind>,
+    },
+    /// No backend feature is enabled at all.
+    #[error("this build has no backend; rebuild with `--features flex`")]
+    NoneCompiled,
+}
+
+fn names(kinds: &[BackendKind]) -> String {
+    let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+    names.join(", ")
+}
+
+/// Device `index` of a backend; 0 is the default device.
+pub trait SelectDevice: Kernels {
+    /// The device handle.
+    fn select_device(index: usize) -> Self::Device;
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use super::*;
+    /// The pure Rust CPU backend.
+    pub type Flex = burn::backend::Flex;
+    impl Kernels for Flex {
+        fn compute_dtype(_stored: DType) -> DType {
+            DType::F32
+        }
+    }
+    impl SelectDevice for Flex {
+        fn select_device(_index: usize) -> Self::Device {
+            Default::default()
+        }
+    }
+}
+#[cfg(feature = "flex")]
+pub use flex::Flex;
+
+#[cfg(feature = "ndarray")]
+mod ndarray {
+    use super::*;
+    /// The `ndarray` CPU backend.
+    pub type NdArray = burn::backend::NdArray<f32>;
+    impl Kernels for NdArray {
+        fn compute_dtype(_stored: DType) -> DType {
+            DType::F32
+        }
+    }
+    impl SelectDevice for NdArray {
+        fn select_device(_index: usize) -> Self::Device {
+            Default::default()
+        }
+    }
+}
+#[cfg(feature = "ndarray")]
+pub use ndarray::NdArray;
+
+#[cfg(feature = "tch")]
+mod tch {
+    use super::*;
+    /// The libtorch backend.
+    pub type Tch = burn::backend::LibTorch<f32>;
+    impl Kernels for Tch {}
+    impl SelectDevice for Tch {
+        fn select_device(index: usize) -> Self::Device {
+            use burn::backend::libtorch::LibTorchDevice;
+            if tch::Cuda::is_available() {
+                LibTorchDevice::Cuda(index)
+            } else if cfg!(target_os = "macos") {
+                LibTorchDevice::Mps
+            } else {
+                LibTorchDevice::Cpu
+            }
+        }
+    }
+}
+#[cfg(feature = "tch")]
+pub use tch::Tch;
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::*;
+    /// The CUDA backend.
+    pub type Cuda = burn::backend::Cuda;
+    impl Kernels for Cuda {}
+    impl SelectDevice for Cuda {
+        fn select_device(index: usize) -> Self::Device {
+            burn::backend::cuda::CudaDevice::new(index)
+        }
+    }
+}
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+
+#[cfg(feature = "rocm")]
+mod rocm {
+    use super::*;
+    /// The ROCm backend.
+    pub type Rocm = burn::backend::Rocm;
+    impl Kernels for Rocm {}
+    impl SelectDevice for Rocm {
+        fn select_device(index: usize) -> Self::Device {
+            burn::backend::rocm::RocmDevice::new(index)
+        }
+    }
+}
+#[cfg(feature = "rocm")]
+pub use rocm::Rocm;
+
+// `Wgpu`, `Vulkan` and `Metal` are one Rust type in burn 0.21; the compiler behind it is fixed by the
+// Cargo feature, the graphics interface by the adapter that is initialised for the device.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+mod wgpu {
+    use super::*;
+    /// The WebGPU family of backends.
+    pub type Wgpu = burn::backend::Wgpu;
+    impl Kernels for Wgpu {}
+    impl SelectDevice for Wgpu {
+        fn select_device(index: usize) -> Self::Device {
+            use burn::backend::wgpu::WgpuDevice;
+            match index {
+                0 => WgpuDevice::DefaultDevice,
+                n => WgpuDevice::DiscreteGpu(n),
+            }
+        }
+    }
+}
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+pub use wgpu::Wgpu;
+
+#[cfg(feature = "autodiff")]
+impl<B, C> Kernels for burn::backend::Autodiff<B, C>
+where
+    B: Kernels,
+    C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy,
+{
+    fn compute_dtype(stored: DType) -> DType {
+        B::compute_dtype(stored)
+    }
+}
+
+/// Calls a generic function with the backend type chosen at run time.
+///
+/// `with_backend!(kind, B => expression)` evaluates `expression` with the type alias `B` bound to the
+/// backend of `kind`, which must be compiled in (see [`BackendKind::choose`]).
+#[macro_export]
+macro_rules! with_backend {
+    ($kind:expr, $B:ident => $body:expr) => {
+        $crate::with_backend_dispatch!($kind, $B, $body)
+    };
+}
+
+/// Implementation of [`with_backend!`]; the arms exist only for compiled backends.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! with_backend_dispatch {
+    ($kind:expr, $B:ident, $body:expr) => {{
+        use $crate::backend::BackendKind;
+        match $kind {
+            #[cfg(feature = "flex")]
+            BackendKind::Flex => {
+                type $B = $crate::backend::Flex;
+                $body
+            }
+            #[cfg(feature = "ndarray")]
+            BackendKind::NdArray => {
+                type $B = $crate::backend::NdArray;
+                $body
+            }
+            #[cfg(feature = "tch")]
+            BackendKind::Tch => {
+                type $B = $crate::backend::Tch;
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            BackendKind::Cuda => {
+                type $B = $crate::backend::Cuda;
+                $body
+            }
+            #[cfg(feature = "rocm")]
+            BackendKind::Rocm => {
+                type $B = $crate::backend::Rocm;
+                $body
+            }
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendKind::Wgpu | BackendKind::Vulkan | BackendKind::Metal => {
+                type $B = $crate::backend::Wgpu;
+                $body
+            }
+            #[allow(unreachable_patterns)]
+            other => unreachable!("backend {other} is not compiled into this build"),
+        }
+    }};
+}

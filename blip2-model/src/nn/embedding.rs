@@ -1,0 +1,42 @@
+//! Table look-up (`torch.nn.Embedding`).
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{Int, Tensor, backend::Backend};
+
+use super::Kernels;
+use super::kernels::as_dtype;
+
+/// Rows of a `[V, D]` table.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// `[V, D]`
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Embedding<B> {
+    /// Rows drawn from `N(0, std)`, lazily.
+    pub fn new(rows: usize, width: usize, std: f64, device: &B::Device) -> Self {
+        Self {
+            weight: Initializer::Normal { mean: 0.0, std }.init([rows, width], device),
+        }
+    }
+}
+
+impl<B: Kernels> Embedding<B> {
+    /// Ids `[B, T]` -> rows `[B, T, D]`, in the dtype that the backend computes in.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let table = self.weight.val();
+        let dtype = B::compute_dtype(table.dtype());
+        as_dtype(burn::tensor::module::embedding(table, ids), dtype)
+    }
+
+    /// The table as an output layer: `[.., D] -> [.., V]` (tied language-model head).
+    pub fn as_head<const R: usize>(&self, x: Tensor<B, R>) -> Tensor<B, R> {
+        super::Linear {
+            // `val()`, not `clone()`: the clone of a parameter that is still lazy draws its own values
+            weight: Param::initialized(self.weight.id, self.weight.val()),
+            bias: None,
+        }
+        .forward(x)
+    }
+}

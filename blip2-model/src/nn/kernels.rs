@@ -1,0 +1,101 @@
+//! The backend extension: operations a backend may do better than a chain of plain tensor
+//! operations. Every method has a default in plain operations, so `impl Kernels for X {}` is enough
+//! for a new backend and the autodiff path works through the same calls.
+
+use burn::tensor::{DType, Tensor, activation, backend::Backend};
+
+use super::{Activation, Context};
+
+/// Backend with the project's fused operations. See [`crate::backend`] for the implementations.
+pub trait Kernels: Backend {
+    /// Dtype of the activations that a matrix kept in `stored` works on. GPUs compute in the dtype of the
+    /// weights; CPU backends keep f32 activations and widen weights on the way, which is both exact and faster.
+    fn compute_dtype(stored: DType) -> DType {
+        stored
+    }
+
+    /// `act(x W^T + b)` for `x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`.
+    ///
+    /// The result has the dtype of `x`; a weight kept in another dtype is converted on the way.
+    fn linear_act(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        act: Activation,
+    ) -> Tensor<Self, 2> {
+        let dtype = x.dtype();
+        let y = x.matmul(as_dtype(weight, dtype).transpose());
+        let y = match bias {
+            Some(bias) => y + as_dtype(bias, dtype).unsqueeze(),
+            None => y,
+        };
+        act.apply(y)
+    }
+
+    /// Layer norm over the last axis in f32; output in the dtype of `x`.
+    fn layer_norm_f32<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        bias: Tensor<Self, 1>,
+        eps: f64,
+    ) -> Tensor<Self, D> {
+        let dtype = x.dtype();
+        let x = as_dtype(x, DType::F32);
+        let mean = x.clone().mean_dim(D - 1);
+        let centred = x - mean;
+        let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
+        let y = centred / (var + eps).sqrt();
+        let y = y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
+        as_dtype(y, dtype)
+    }
+
+    /// RMS norm over the last axis in f32; output in the dtype of `x`.
+    fn rms_norm_f32<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> Tensor<Self, D> {
+        let dtype = x.dtype();
+        let x = as_dtype(x, DType::F32);
+        let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
+        let y = x / (mean_square + eps).sqrt();
+        as_dtype(y * as_dtype(weight, DType::F32).unsqueeze(), dtype)
+    }
+
+    /// `softmax(scale * q k^T + mask) v` for `q [B, H, T, d]`, `k, v [B, H, S, d]` -> `[B, H, T, d]`.
+    ///
+    /// `mask` is additive f32, broadcastable to `[B, H, T, S]`. While `ctx` trains, `dropout` is
+    /// applied to the probabilities (after the softmax, as PyTorch does). Softmax runs in f32.
+    fn attend(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        mask: Option<Tensor<Self, 4>>,
+        scale: f64,
+        ctx: &Context,
+        dropout: f64,
+    ) -> Tensor<Self, 4> {
+        let dtype = q.dtype();
+        let scores = as_dtype((q * scale).matmul(k.swap_dims(2, 3)), DType::F32);
+        let scores = match mask {
+            Some(mask) => scores + mask,
+            None => scores,
+        };
+        let probabilities = ctx.dropout(activation::softmax(scores, 3), dropout);
+        as_dtype(probabilities, dtype).matmul(v)
+    }
+
+    /// Writes `new [B, H, T, d]` into `cache [B, H, capacity, d]` at position `at`.
+    fn cache_write(cache: Tensor<Self, 4>, new: Tensor<Self, 4>, at: usize) -> Tensor<Self, 4> {
+        let [batch, heads, len, width] = new.dims();
+        cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
+    }
+}
+
+/// Casts unless the dtype is already right (a cast is a copy on some backends).
+pub fn as_dtype<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    if x.dtype() == dtype {
+        return x;
+    }
+    x.cast(dtype)
+}
