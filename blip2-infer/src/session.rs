@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use burn::tensor::{DType, Tensor, TensorData};
 use blip2_model::blip2::conditional::TokenBatch;
 use blip2_model::blip2::{Blip2, ImageFeatures};
 use blip2_model::checkpoint::{DtypePolicy, LoadReport};
@@ -14,9 +13,11 @@ use blip2_model::generate::{self, GenerateOptions, StopReason};
 use blip2_model::language::{AnyLanguageModel, Architecture, LanguageModel};
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::processor::{
-    DecodeOptions, EncodeOptions, ImageProcessor, Padding, RgbImage, TextTokenizer, TokenizerKind, decode_file,
+    DecodeOptions, EncodeOptions, ImageProcessor, Padding, RgbImage, TextTokenizer, TokenizerKind,
+    decode_file,
 };
 use blip2_model::weights::checkpoint_dir;
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::output::{Answer, Output, RankedAnswer, Timing};
 
@@ -56,10 +57,12 @@ impl<B: Kernels> Session<B> {
     pub fn open(folder: &Path, policy: DtypePolicy, allow_partial: bool, device: &B::Device) -> Result<Self> {
         let start = Instant::now();
         let opened = checkpoint_dir::open(folder)?;
-        let json = opened
-            .config_json
-            .as_deref()
-            .with_context(|| format!("{}: config.json not found; give the folder of a model", folder.display()))?;
+        let json = opened.config_json.as_deref().with_context(|| {
+            format!(
+                "{}: config.json not found; give the folder of a model",
+                folder.display()
+            )
+        })?;
         let config = Blip2Config::from_json(json).with_context(|| folder.display().to_string())?;
         let policy = policy.for_config(&config)?;
         let (model, report) = Blip2::load(config, opened.source.as_ref(), policy, allow_partial, device)?;
@@ -72,14 +75,17 @@ impl<B: Kernels> Session<B> {
             AnyLanguageModel::Opt(_) => TokenizerKind::Opt,
             AnyLanguageModel::T5(_) => TokenizerKind::T5,
         });
-        let language_tokenizer = kind.map(|kind| TextTokenizer::from_folder(&opened.folder, kind)).transpose()?;
+        let language_tokenizer = kind
+            .map(|kind| TextTokenizer::from_folder(&opened.folder, kind))
+            .transpose()?;
         let query_folder = match model.config.task() {
             Task::Complete => Some(opened.folder.join("qformer_tokenizer")),
             _ if model.bridge.qformer.has_text_branch() => Some(opened.folder.clone()),
             _ => None,
         };
-        let query_tokenizer =
-            query_folder.map(|folder| TextTokenizer::from_folder(folder, TokenizerKind::Bert)).transpose()?;
+        let query_tokenizer = query_folder
+            .map(|folder| TextTokenizer::from_folder(folder, TokenizerKind::Bert))
+            .transpose()?;
         let settings = opened.folder.join("generation_config.json");
         let generation = match (model.language.as_ref(), std::fs::read_to_string(&settings)) {
             (Some(language), Ok(text)) => Some(
@@ -113,7 +119,10 @@ impl<B: Kernels> Session<B> {
     pub fn pixels(&self, images: &[RgbImage]) -> Result<Tensor<B, 4>> {
         let batch = self.images.preprocess_batch(images)?;
         let shape = [batch.batch, 3, batch.height, batch.width];
-        Ok(Tensor::from_data(TensorData::new(batch.values, shape), (&self.model.device, DType::F32)))
+        Ok(Tensor::from_data(
+            TensorData::new(batch.values, shape),
+            (&self.model.device, DType::F32),
+        ))
     }
 
     /// Encodes pictures once, for any number of questions.
@@ -122,7 +131,9 @@ impl<B: Kernels> Session<B> {
     }
 
     fn language_tokenizer(&self) -> Result<&TextTokenizer> {
-        self.language_tokenizer.as_ref().context("this checkpoint has no language model; use match, search or embed")
+        self.language_tokenizer
+            .as_ref()
+            .context("this checkpoint has no language model; use match, search or embed")
     }
 
     /// Prompts -> padded ids: left for decoder-only models, right for encoder-decoder ones.
@@ -131,16 +142,23 @@ impl<B: Kernels> Session<B> {
             Architecture::DecoderOnly => Padding::LEFT,
             Architecture::EncoderDecoder => Padding::RIGHT,
         };
-        tokenize(self.language_tokenizer()?, prompts, &EncodeOptions::default(), side)
+        tokenize(
+            self.language_tokenizer()?,
+            prompts,
+            &EncodeOptions::default(),
+            side,
+        )
     }
 
     /// Texts for the Q-Former, padded on the right.
     pub fn tokenize_texts(&self, texts: &[String], max_length: Option<usize>) -> Result<TokenBatch> {
-        let tokenizer = self
-            .query_tokenizer
-            .as_ref()
-            .context("this checkpoint has no text branch; use a retrieval checkpoint such as blip2-itm-vit-g")?;
-        let options = EncodeOptions { max_length, ..EncodeOptions::default() };
+        let tokenizer = self.query_tokenizer.as_ref().context(
+            "this checkpoint has no text branch; use a retrieval checkpoint such as blip2-itm-vit-g",
+        )?;
+        let options = EncodeOptions {
+            max_length,
+            ..EncodeOptions::default()
+        };
         tokenize(tokenizer, texts, &options, Padding::RIGHT)
     }
 
@@ -150,7 +168,10 @@ impl<B: Kernels> Session<B> {
             bail!("{} pictures for {} requests", images.len(), requests.len());
         }
         let ctx = Context::eval();
-        let mut timing = Timing { load: self.load_ms, ..Timing::default() };
+        let mut timing = Timing {
+            load: self.load_ms,
+            ..Timing::default()
+        };
         let start = Instant::now();
         let pixels = self.pixels(images)?;
         timing.preprocess = ms(start);
@@ -202,7 +223,10 @@ impl<B: Kernels> Session<B> {
 
     /// Ids -> trimmed text without special tokens.
     pub fn detokenize(&self, ids: &[i64]) -> Result<String> {
-        let ids: Vec<u32> = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<_, _>>()?;
+        let ids: Vec<u32> = ids
+            .iter()
+            .map(|&id| u32::try_from(id))
+            .collect::<Result<_, _>>()?;
         Ok(self.language_tokenizer()?.decode(&ids, true)?.trim().to_string())
     }
 
@@ -211,17 +235,38 @@ impl<B: Kernels> Session<B> {
         let ctx = Context::eval();
         let features = self.encode(std::slice::from_ref(image), &ctx)?;
         let soft = self.model.soft_tokens(&features, &ctx)?;
-        let prompt = self.model.prompt(soft, &self.tokenize_prompts(&[prompt.to_string()])?)?;
+        let prompt = self
+            .model
+            .prompt(soft, &self.tokenize_prompts(&[prompt.to_string()])?)?;
         let tokenizer = self.language_tokenizer()?;
         let decoder_only = self.architecture()? == Architecture::DecoderOnly;
-        let options = EncodeOptions { add_special: !decoder_only, ..EncodeOptions::default() };
+        let options = EncodeOptions {
+            add_special: !decoder_only,
+            ..EncodeOptions::default()
+        };
         let mut ids = Vec::with_capacity(candidates.len());
         for candidate in candidates {
             // an answer follows the prompt after a space, which a byte-level vocabulary spells as part of the word
-            let text = if decoder_only { format!(" {}", candidate.trim()) } else { candidate.trim().to_string() };
-            ids.push(tokenizer.encode(&text, &options)?.into_iter().map(i64::from).collect::<Vec<_>>());
+            let text = if decoder_only {
+                format!(" {}", candidate.trim())
+            } else {
+                candidate.trim().to_string()
+            };
+            ids.push(
+                tokenizer
+                    .encode(&text, &options)?
+                    .into_iter()
+                    .map(i64::from)
+                    .collect::<Vec<_>>(),
+            );
         }
-        let scores = rank(self.model.language()?, prompt, &[ids], &RankOptions::default(), &ctx)?;
+        let scores = rank(
+            self.model.language()?,
+            prompt,
+            &[ids],
+            &RankOptions::default(),
+            &ctx,
+        )?;
         Ok(scores
             .into_iter()
             .flatten()
@@ -241,7 +286,16 @@ fn tokenize(
     padding: Padding,
 ) -> Result<TokenBatch> {
     let batch = tokenizer.encode_batch(texts, options, padding)?;
-    let ids = (0..batch.batch).map(|i| batch.row(i).iter().map(|&id| i64::from(id)).collect()).collect();
-    let mask = batch.mask.chunks(batch.length.max(1)).map(<[bool]>::to_vec).collect();
-    Ok(TokenBatch { ids, mask: PadMask::new(mask) })
+    let ids = (0..batch.batch)
+        .map(|i| batch.row(i).iter().map(|&id| i64::from(id)).collect())
+        .collect();
+    let mask = batch
+        .mask
+        .chunks(batch.length.max(1))
+        .map(<[bool]>::to_vec)
+        .collect();
+    Ok(TokenBatch {
+        ids,
+        mask: PadMask::new(mask),
+    })
 }

@@ -5,7 +5,6 @@
 //! order of summation and none for a wrong epsilon, mask or activation.
 
 use blip2_model::blip2::Blip2;
-use burn::tensor::TensorData;
 use blip2_model::blip2::conditional::TokenBatch;
 use blip2_model::blip2::retrieval::{contrastive_similarity, first_token};
 use blip2_model::checkpoint::DtypePolicy;
@@ -13,6 +12,7 @@ use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageModel;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::weights::checkpoint_dir;
+use burn::tensor::TensorData;
 
 use crate::on_every_backend;
 use crate::support::{Expected, compare_trace, fixture, max_diff};
@@ -154,7 +154,8 @@ fn zero_padding(data: &mut TensorData, mask: &PadMask) {
     let width = data.shape[2];
     let mut values = data.clone().to_vec::<f32>().expect("f32");
     let rows = values.chunks_exact_mut(width).zip(mask.rows().iter().flatten());
-    rows.filter(|(_, real)| !**real).for_each(|(row, _)| row.fill(0.0));
+    rows.filter(|(_, real)| !**real)
+        .for_each(|(row, _)| row.fill(0.0));
     *data = TensorData::new(values, data.shape.clone());
 }
 

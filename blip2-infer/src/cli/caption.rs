@@ -45,10 +45,16 @@ impl Verb for CaptionArgs {
         let mut files = picture_files(&self.images)?;
         files.retain(|file| !done.contains(&file.display().to_string()));
         let session = self.common.open::<B>(device)?;
-        let options = self.generation.options(session.generation.as_ref(), session.architecture()?, false);
+        let options = self
+            .generation
+            .options(session.generation.as_ref(), session.architecture()?, false);
         let mut sink = match &self.out {
             Some(path) => Some(
-                OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?,
+                OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .with_context(|| path.display().to_string())?,
             ),
             None => None,
         };

@@ -54,7 +54,10 @@ impl CommonArgs {
         if !self.quiet {
             let report = &session.report;
             for (part, dtypes) in &report.parameters {
-                let list: Vec<_> = dtypes.iter().map(|(dtype, count)| format!("{count} x {dtype}")).collect();
+                let list: Vec<_> = dtypes
+                    .iter()
+                    .map(|(dtype, count)| format!("{count} x {dtype}"))
+                    .collect();
                 let bytes = report.bytes.get(part).copied().unwrap_or_default();
                 eprintln!("{part}: {} ({:.1} MB)", list.join(", "), bytes as f64 / 1e6);
             }
@@ -65,11 +68,15 @@ impl CommonArgs {
     /// The model's folder, downloaded if it is a hub id.
     pub fn folder(&self) -> Result<PathBuf> {
         let path = Path::new(&self.model);
-        let looks_local = path.exists() || self.model.starts_with(['.', '/']) || self.model.matches('/').count() != 1;
+        let looks_local =
+            path.exists() || self.model.starts_with(['.', '/']) || self.model.matches('/').count() != 1;
         if looks_local {
             return Ok(path.to_path_buf());
         }
-        let id = self.model.parse::<hub::HubId>().with_context(|| format!("--model {}", self.model))?;
+        let id = self
+            .model
+            .parse::<hub::HubId>()
+            .with_context(|| format!("--model {}", self.model))?;
         let mut settings = hub::HubSettings::from_env();
         settings.offline |= self.offline;
         Ok(hub::resolve(&id, &settings, &mut ())?.folder)
@@ -121,9 +128,16 @@ pub struct GenerationArgs {
 
 impl GenerationArgs {
     /// The options, on top of the preset; `question` picks LAVIS's settings for answers.
-    pub fn options(&self, stored: Option<&GenerateOptions>, architecture: Architecture, question: bool) -> GenerateOptions {
+    pub fn options(
+        &self,
+        stored: Option<&GenerateOptions>,
+        architecture: Architecture,
+        question: bool,
+    ) -> GenerateOptions {
         let mut o = match (self.preset, question) {
-            (Preset::Hf, _) => stored.cloned().unwrap_or_else(|| GenerateOptions::for_architecture(architecture)),
+            (Preset::Hf, _) => stored
+                .cloned()
+                .unwrap_or_else(|| GenerateOptions::for_architecture(architecture)),
             (Preset::Lavis, false) => GenerateOptions::lavis_caption(architecture),
             (Preset::Lavis, true) => GenerateOptions::lavis_vqa(architecture),
         };

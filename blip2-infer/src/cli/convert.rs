@@ -40,9 +40,17 @@ const COMPANIONS: &[&str] = &[
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let opened = checkpoint_dir::open(&args.source)?;
-    let options = WriteOptions { max_shard_bytes: args.max_shard_bytes, overwrite: args.overwrite };
+    let options = WriteOptions {
+        max_shard_bytes: args.max_shard_bytes,
+        overwrite: args.overwrite,
+    };
     let source = opened.source.as_ref();
-    let written = writer::write_folder(&args.dest, source.infos(), &options, &mut writer::copy_from(source))?;
+    let written = writer::write_folder(
+        &args.dest,
+        source.infos(),
+        &options,
+        &mut writer::copy_from(source),
+    )?;
     for name in COMPANIONS {
         let from = opened.folder.join(name);
         if from.exists() {

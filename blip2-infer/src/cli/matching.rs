@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use blip2_model::blip2::{ItcScore, ItmScore};
-use blip2_model::blip2::conditional::select_rows;
 use blip2_model::blip2::ImageFeatures;
+use blip2_model::blip2::conditional::select_rows;
+use blip2_model::blip2::{ItcScore, ItmScore};
 use blip2_model::nn::{Context, Kernels};
 use burn::tensor::Tensor;
 use clap::Args;
@@ -56,8 +56,20 @@ impl Verb for MatchArgs {
         let name = self.image.display().to_string();
         for ((text, itm), itc) in self.texts.iter().zip(itm).zip(itc.into_iter().flatten()) {
             match self.common.json {
-                true => println!("{}", serde_json::to_string(&Line { image: &name, text, itm, itc })?),
-                false => println!("match {:6.2} %   cosine {:+.4}   {text}", 100.0 * itm.probability, itc.cosine),
+                true => println!(
+                    "{}",
+                    serde_json::to_string(&Line {
+                        image: &name,
+                        text,
+                        itm,
+                        itc
+                    })?
+                ),
+                false => println!(
+                    "match {:6.2} %   cosine {:+.4}   {text}",
+                    100.0 * itm.probability,
+                    itc.cosine
+                ),
             }
         }
         Ok(())

@@ -40,8 +40,11 @@ impl Verb for VqaArgs {
         let session = self.common.open::<B>(device)?;
         if let Some(path) = &self.candidates {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            let candidates: Vec<String> =
-                text.lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()).collect();
+            let candidates: Vec<String> = text
+                .lines()
+                .map(|l| l.trim().to_string())
+                .filter(|l| !l.is_empty())
+                .collect();
             if candidates.is_empty() {
                 bail!("{}: no candidate answers; write one per line", path.display());
             }
@@ -53,8 +56,14 @@ impl Verb for VqaArgs {
             }
             return Ok(());
         }
-        let options = self.generation.options(session.generation.as_ref(), session.architecture()?, true);
-        let request = Request { image: self.image.display().to_string(), prompt, options };
+        let options = self
+            .generation
+            .options(session.generation.as_ref(), session.architecture()?, true);
+        let request = Request {
+            image: self.image.display().to_string(),
+            prompt,
+            options,
+        };
         for answer in session.answer(&[image], &[request])? {
             if self.common.json {
                 println!("{}", serde_json::to_string(&answer)?);
@@ -62,7 +71,9 @@ impl Verb for VqaArgs {
             }
             for output in &answer.outputs {
                 match output.text.is_empty() {
-                    true => println!("(empty: the model ended at once; try --min-new-tokens 1 or another --prompt)"),
+                    true => println!(
+                        "(empty: the model ended at once; try --min-new-tokens 1 or another --prompt)"
+                    ),
                     false => println!("{}", output.text),
                 }
             }

@@ -136,9 +136,7 @@ impl DtypePolicy {
             PartDtype::F32 => DType::F32,
             PartDtype::F16 => DType::F16,
             PartDtype::BF16 => DType::BF16,
-            PartDtype::Auto
-                if self.widen_f16_llm && stored == DType::F16 && Part::of(path) == Part::Llm =>
-            {
+            PartDtype::Auto if self.widen_f16_llm && stored == DType::F16 && Part::of(path) == Part::Llm => {
                 DType::F32
             }
             PartDtype::Auto if stored.is_float() && stored != DType::F64 => stored,

@@ -19,10 +19,7 @@ pub(super) fn json(name: &str) -> Value {
 }
 
 pub(super) fn sha(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// `[a, b, ...]` as numbers.

@@ -222,7 +222,11 @@ pub struct ShapeMismatch {
 
 impl fmt::Display for ShapeMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, expected, found } = self;
+        let Self {
+            name,
+            expected,
+            found,
+        } = self;
         write!(f, "{name} (expected {expected:?}, found {found:?})")
     }
 }
@@ -309,7 +313,9 @@ pub enum TorchFault {
     #[error("tensor `{0}` occurs twice")]
     DuplicateTensor(String),
     /// A tensor made by a function that is not known here.
-    #[error("tensor `{tensor}` is made by `{global}`, which is not supported; save a plain dense tensor instead")]
+    #[error(
+        "tensor `{tensor}` is made by `{global}`, which is not supported; save a plain dense tensor instead"
+    )]
     UnsupportedGlobal {
         /// Name of the tensor.
         tensor: String,
@@ -378,7 +384,10 @@ impl WeightsError {
     }
 
     pub(crate) fn torch(path: &Path, fault: impl Into<TorchFault>) -> Self {
-        Self::BadTorch { path: path.to_owned(), fault: fault.into() }
+        Self::BadTorch {
+            path: path.to_owned(),
+            fault: fault.into(),
+        }
     }
 }
 
@@ -404,13 +413,28 @@ mod tests {
 
     #[test]
     fn messages_name_every_mismatch_and_count_the_rest() {
-        let mismatches = vec![ShapeMismatch { name: "w".into(), expected: vec![2, 3], found: vec![3, 2] }];
-        let text = WeightsError::ShapeMismatches { path: "m".into(), mismatches }.to_string();
+        let mismatches = vec![ShapeMismatch {
+            name: "w".into(),
+            expected: vec![2, 3],
+            found: vec![3, 2],
+        }];
+        let text = WeightsError::ShapeMismatches {
+            path: "m".into(),
+            mismatches,
+        }
+        .to_string();
         assert!(text.contains("w (expected [2, 3], found [3, 2])"), "{text}");
 
         let names = (0..23).map(|i| format!("t{i}")).collect();
-        let text = WeightsError::MissingTensors { path: "m".into(), names }.to_string();
-        assert!(text.contains("23 tensors") && text.contains("t19 and 3 more"), "{text}");
+        let text = WeightsError::MissingTensors {
+            path: "m".into(),
+            names,
+        }
+        .to_string();
+        assert!(
+            text.contains("23 tensors") && text.contains("t19 and 3 more"),
+            "{text}"
+        );
         assert!(!text.contains("t20"), "{text}");
     }
 

@@ -25,7 +25,11 @@ impl ImageSource {
             Self::Path(path) => {
                 let size = std::fs::metadata(&path).map_err(Problem::io)?.len();
                 if size > limit {
-                    return Err(Problem::TooLarge { member: "image".into(), bytes: size, limit });
+                    return Err(Problem::TooLarge {
+                        member: "image".into(),
+                        bytes: size,
+                        limit,
+                    });
                 }
                 std::fs::read(&path).map_err(Problem::io)
             }
@@ -68,7 +72,12 @@ pub fn weigh_answers<S: AsRef<str>>(answers: &[S]) -> Vec<Answer> {
         }
     }
     let total = answers.len() as f32;
-    out.into_iter().map(|(text, count)| Answer { text, weight: count as f32 / total }).collect()
+    out.into_iter()
+        .map(|(text, count)| Answer {
+            text,
+            weight: count as f32 / total,
+        })
+        .collect()
 }
 
 /// One example before decoding.
@@ -169,8 +178,10 @@ impl Problem {
 
     /// Checks that `bytes` are UTF-8.
     pub fn utf8<'a>(member: &str, bytes: &'a [u8]) -> Result<&'a str, Self> {
-        std::str::from_utf8(bytes)
-            .map_err(|e| Self::NotUtf8 { member: member.to_owned(), at: e.valid_up_to() })
+        std::str::from_utf8(bytes).map_err(|e| Self::NotUtf8 {
+            member: member.to_owned(),
+            at: e.valid_up_to(),
+        })
     }
 
     /// A short stable name to count by.
@@ -377,16 +388,31 @@ mod tests {
 
     #[test]
     fn answer_weights_are_shares() {
-        let weighed = weigh_answers(&["yes", "no", "yes", "yes", "maybe", "no", "yes", "yes", "yes", "yes"]);
+        let weighed = weigh_answers(&[
+            "yes", "no", "yes", "yes", "maybe", "no", "yes", "yes", "yes", "yes",
+        ]);
         let pairs: Vec<(&str, f32)> = weighed.iter().map(|a| (a.text.as_str(), a.weight)).collect();
         assert_eq!(pairs, [("yes", 0.7), ("no", 0.2), ("maybe", 0.1)]);
-        assert_eq!(weigh_answers(&["cat"]), [Answer { text: "cat".into(), weight: 1.0 }]);
+        assert_eq!(
+            weigh_answers(&["cat"]),
+            [Answer {
+                text: "cat".into(),
+                weight: 1.0
+            }]
+        );
         assert!(weigh_answers::<&str>(&[]).is_empty());
     }
 
     #[test]
     fn skip_message_names_shard_and_key() {
-        let skip = Skipped { shard: "a.tar".into(), key: "x7".into(), problem: Problem::MissingCaption };
-        assert_eq!(skip.to_string(), "a.tar: sample `x7`: no caption, or only white space");
+        let skip = Skipped {
+            shard: "a.tar".into(),
+            key: "x7".into(),
+            problem: Problem::MissingCaption,
+        };
+        assert_eq!(
+            skip.to_string(),
+            "a.tar: sample `x7`: no caption, or only white space"
+        );
     }
 }

@@ -77,10 +77,7 @@ where
             Images::Pixels(pixels) => encoder.tokens(pixels, device),
             Images::Features(tokens) => Tensor::from_data(tokens.clone(), (device, DType::F32)),
         };
-        Ok(Encoded {
-            tokens,
-            graph: None,
-        })
+        Ok(Encoded { tokens, graph: None })
     }
 }
 
@@ -157,10 +154,7 @@ impl<B: AutodiffBackend> Encoded<B> {
     }
 
     /// Crosses the border with the pictures of all processes, `[K, N, C]`.
-    pub fn global(
-        self,
-        collective: &dyn Collective<B::InnerBackend>,
-    ) -> Result<Border<B>, StageError> {
+    pub fn global(self, collective: &dyn Collective<B::InnerBackend>) -> Result<Border<B>, StageError> {
         let [batch, count, width] = self.tokens.dims();
         let rows = collective.all_gather_rows(self.tokens.reshape([batch, count * width]))?;
         let global = rows.dims()[0];
@@ -211,10 +205,7 @@ impl<B: AutodiffBackend> Border<B> {
     ) -> Result<StepOutput<B>, StageError> {
         let mut gradients = Named::new();
         if step.train {
-            let total = losses
-                .iter()
-                .map(|(_, loss)| loss.clone())
-                .reduce(|a, b| a + b);
+            let total = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
             if let Some(total) = total {
                 let mut grads = (total * step.loss_scale).backward();
                 gradients = params::gradients(module, &mut grads);

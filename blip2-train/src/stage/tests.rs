@@ -73,7 +73,13 @@ fn lavis_names(layers: usize, stage1: bool) -> BTreeSet<String> {
             if block == "crossattention" && i % 2 == 1 {
                 continue;
             }
-            for part in ["self.query", "self.key", "self.value", "output.dense", "output.LayerNorm"] {
+            for part in [
+                "self.query",
+                "self.key",
+                "self.value",
+                "output.dense",
+                "output.LayerNorm",
+            ] {
                 both(&format!("{layer}.{block}.{part}"));
             }
         }
@@ -251,7 +257,11 @@ fn one_pair_alone_trains_without_negatives() {
     let out = stage.step(&module, &batch, &step).unwrap();
     let itc: f32 = out.losses[0].1.clone().into_scalar();
     assert_eq!(itc, 0.0);
-    assert!(out.gradients.values().all(|g| params::to_host(g).iter().all(|v| v.is_finite())));
+    assert!(
+        out.gradients
+            .values()
+            .all(|g| params::to_host(g).iter().all(|v| v.is_finite()))
+    );
 }
 
 #[test]
