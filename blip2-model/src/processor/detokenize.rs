@@ -150,7 +150,7 @@ mod tests {
             for tokenizer in LOADED.iter() {
                 // the small ids are single characters, half of them parts of longer UTF-8 sequences
                 let size = tokenizer.vocab_size() as u32;
-                let id = |s: &u32| if s % 2 == 0 { s / 2 % 260 } else { s / 2 % (size + 3) };
+                let id = |s: &u32| if s.is_multiple_of(2) { s / 2 % 260 } else { s / 2 % (size + 3) };
                 let ids: Vec<u32> = seeds.iter().map(id).collect();
                 let mut stream = tokenizer.stream(skip);
                 let mut joined: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();

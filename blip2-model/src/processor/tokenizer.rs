@@ -1,7 +1,7 @@
 //! Text to token ids and back, for the three vocabularies that BLIP-2 uses.
 //!
 //! Wraps the `tokenizers` crate; mirrors transformers' `BertTokenizer` (Q-Former), OPT's `GPT2Tokenizer` with a
-//! leading `</s>`, and `T5Tokenizer`. Files are read in [`super::tokenizer_files`].
+//! leading `</s>`, and `T5Tokenizer`. Files are read in `tokenizer_files.rs`.
 
 use std::path::Path;
 
