@@ -23,8 +23,13 @@ impl StagedFile {
         // as for any new file: what the umask leaves
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(|e| WeightsError::io(dest, e))?;
-        Ok(Self { dest: dest.to_owned(), file: BufWriter::with_capacity(1 << 20, file) })
+        let file = builder
+            .tempfile_in(folder)
+            .map_err(|e| WeightsError::io(dest, e))?;
+        Ok(Self {
+            dest: dest.to_owned(),
+            file: BufWriter::with_capacity(1 << 20, file),
+        })
     }
 
     /// Writes everything to the disk, without giving the file its name.
@@ -68,7 +73,8 @@ impl FinishedFile {
     /// Renames the file to its destination, replacing what is there.
     pub fn commit(self) -> Result<PathBuf> {
         let Self { dest, file } = self;
-        file.persist(&dest).map_err(|e| WeightsError::io(&dest, e.error))?;
+        file.persist(&dest)
+            .map_err(|e| WeightsError::io(&dest, e.error))?;
         // the rename itself must reach the disk; where a folder cannot be opened (Windows) the system sees to it
         if let Ok(folder) = File::open(folder_of(&dest)) {
             let _ = folder.sync_all();
