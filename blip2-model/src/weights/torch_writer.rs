@@ -115,11 +115,14 @@ fn int(p: &mut Vec<u8>, value: usize) {
             p.push(b'J');
             p.extend_from_slice(&small.to_le_bytes());
         }
-        // LONG1 of nine bytes: the last one keeps the sign positive
+        // LONG1: as few bytes as leave the sign bit clear
         Err(_) => {
-            p.extend_from_slice(&[0x8a, 9]);
-            p.extend_from_slice(&(value as u64).to_le_bytes());
-            p.push(0);
+            let bytes = (value as u64).to_le_bytes();
+            let used = 8 - value.leading_zeros() as usize / 8;
+            let sign = usize::from(bytes[used - 1] & 0x80 != 0);
+            p.extend_from_slice(&[0x8a, (used + sign) as u8]);
+            p.extend_from_slice(&bytes[..used]);
+            p.extend_from_slice(&[0][..sign]);
         }
     }
 }
@@ -143,6 +146,7 @@ fn storage_class(dtype: DType) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures;
+    use super::super::pickle::Pickle;
     use super::super::source::TensorSource;
     use super::super::tensor::TensorBytes;
     use super::super::torch::TorchFile;
@@ -159,6 +163,26 @@ mod tests {
             assert_eq!(back.top_key(), Some("model"));
             assert_eq!(back.infos(), source.infos());
             fixtures::assert_holds(&back, fixture);
+        }
+    }
+
+    #[test]
+    fn integers_of_any_size_are_read_back() {
+        for value in [
+            0,
+            1,
+            i32::MAX as usize,
+            1 << 31,
+            u32::MAX as usize,
+            4_500_000_000,
+            1 << 47,
+            i64::MAX as usize,
+        ] {
+            let mut program = Vec::new();
+            int(&mut program, value);
+            program.push(b'.');
+            let pickle = Pickle::parse(&program).unwrap();
+            assert_eq!(pickle.as_int(pickle.root()), Some(value as i64));
         }
     }
 

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::error::{HeaderFault, Result, WeightsError};
 use super::safetensors::dtype_into;
+use super::shard_plan::{INDEX, existing_weights, shard_names, split};
 use super::source::TensorSource;
 use super::staging::StagedFile;
 use super::tensor::{TensorBytes, TensorInfo};
@@ -58,12 +59,7 @@ pub fn write_folder(
     }
 
     let shards = split(infos, options.max_shard_bytes);
-    let names: Vec<String> = match shards.len() {
-        0 | 1 => vec!["model.safetensors".into()],
-        n => (1..=n)
-            .map(|i| format!("model-{i:05}-of-{n:05}.safetensors"))
-            .collect(),
-    };
+    let names = shard_names(shards.len());
     let mut finished = Vec::new();
     for (name, shard) in names.iter().zip(&shards) {
         let mut file = StagedFile::create(&folder.join(name))?;
@@ -78,7 +74,7 @@ pub fn write_folder(
             .collect();
         let total_size: usize = infos.iter().map(TensorInfo::byte_len).sum();
         let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
-        let path = folder.join("model.safetensors.index.json");
+        let path = folder.join(INDEX);
         let mut file = StagedFile::create(&path)?;
         writeln!(file, "{index:#}").map_err(|e| WeightsError::io(&path, e))?;
         finished.push(file.finish()?);
@@ -101,29 +97,15 @@ pub fn write_file(path: impl AsRef<Path>, infos: &[TensorInfo], fetch: &mut Fetc
     file.commit()
 }
 
-/// A [`Fetch`] that copies from another checkpoint.
+/// A [`Fetch`] that copies from another checkpoint and keeps no more than one of its tensors resident.
 pub fn copy_from(source: &dyn TensorSource) -> impl FnMut(&TensorInfo) -> Result<TensorBytes> {
-    |info| source.get(&info.name)
-}
-
-/// Tensors in order of name, cut where a shard would exceed the limit.
-fn split(infos: &[TensorInfo], max_shard_bytes: u64) -> Vec<Vec<&TensorInfo>> {
-    let mut sorted: Vec<&TensorInfo> = infos.iter().collect();
-    sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut shards: Vec<Vec<&TensorInfo>> = vec![Vec::new()];
-    let mut room = max_shard_bytes;
-    for info in sorted {
-        let bytes = info.byte_len() as u64;
-        match shards.last_mut() {
-            Some(shard) if shard.is_empty() || bytes <= room => shard.push(info),
-            _ => {
-                shards.push(vec![info]);
-                room = max_shard_bytes;
-            }
+    let mut previous: Option<String> = None;
+    move |info| {
+        if let Some(name) = previous.replace(info.name.clone()) {
+            source.release(&name);
         }
-        room = room.saturating_sub(bytes);
+        source.get(&info.name)
     }
-    shards
 }
 
 /// Header and tensors, in the order of the reference writer: wider elements first, so that every tensor is aligned
@@ -190,39 +172,8 @@ pub(super) fn checked_fetch(info: &TensorInfo, fetch: &mut Fetch<'_>) -> Result<
     Ok(tensor)
 }
 
-/// Safetensors weights in a folder, the index last.
-fn existing_weights(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| WeightsError::io(folder, e))? {
-        let path = entry.map_err(|e| WeightsError::io(folder, e))?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let rank = match name {
-            "model.safetensors" => 1,
-            "model.safetensors.index.json" => 2,
-            name if is_shard_name(name) => 0,
-            _ => continue,
-        };
-        files.push((rank, path));
-    }
-    files.sort();
-    Ok(files.into_iter().map(|(_, path)| path).collect())
-}
-
-/// `model-00001-of-00002.safetensors`
-fn is_shard_name(name: &str) -> bool {
-    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
-    let middle = name
-        .strip_prefix("model-")
-        .and_then(|n| n.strip_suffix(".safetensors"));
-    middle
-        .and_then(|m| m.split_once("-of-"))
-        .is_some_and(|(i, n)| digits(i) && digits(n))
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::super::fixtures;
     use super::super::safetensors::SafetensorsFile;
     use super::super::sharded::ShardedSource;
@@ -402,21 +353,5 @@ mod tests {
         std::fs::write(dir.path().join("plain"), "").unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&path), mode(&dir.path().join("plain")));
-    }
-
-    proptest! {
-        #[test]
-        fn splitting_keeps_every_tensor_and_the_limit(sizes in proptest::collection::vec(0usize..50, 0..30), limit in 1u64..120) {
-            let infos: Vec<_> = sizes.iter().enumerate().map(|(i, &n)| TensorInfo { name: format!("{i:02}"), dtype: DType::U8, shape: vec![n] }).collect();
-            let shards = split(&infos, limit);
-            let flat: Vec<&TensorInfo> = shards.iter().flatten().copied().collect();
-            prop_assert_eq!(flat, infos.iter().collect::<Vec<_>>());
-            for shard in &shards {
-                let bytes: usize = shard.iter().map(|info| info.byte_len()).sum();
-                // a tensor above the limit is alone but for empty ones
-                prop_assert!(shard.iter().filter(|info| info.byte_len() > 0).count() <= 1 || bytes as u64 <= limit);
-                prop_assert!(shards.len() == 1 || !shard.is_empty());
-            }
-        }
     }
 }

@@ -346,14 +346,20 @@ impl<'a> Machine<'a> {
 
     fn long(&mut self, len: usize) -> Result<(), PickleFault> {
         let bytes = self.take(len)?;
-        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
-        let mut wide = [if negative { 0xff } else { 0 }; 8];
-        self.push(match wide.get_mut(..len) {
-            Some(low) => {
-                low.copy_from_slice(bytes);
-                Node::Int(i64::from_le_bytes(wide))
-            }
-            None => Node::BigInt(bytes),
+        // the last byte carries the sign; bytes that only repeat it say nothing more
+        let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) {
+            0xff
+        } else {
+            0
+        };
+        let (low, high) = bytes.split_at(len.min(8));
+        let mut wide = [sign; 8];
+        wide[..low.len()].copy_from_slice(low);
+        let fits = high.iter().all(|&b| b == sign) && (wide[7] ^ sign) & 0x80 == 0;
+        self.push(if fits {
+            Node::Int(i64::from_le_bytes(wide))
+        } else {
+            Node::BigInt(bytes)
         })
     }
 

@@ -240,6 +240,22 @@ mod tests {
     }
 
     #[test]
+    fn long_integers_are_read_by_value_not_by_length() {
+        let int = |bytes: &[u8]| {
+            let program = [&[0x8a, bytes.len() as u8], bytes, b"."].concat();
+            let pickle = Pickle::parse(&program).unwrap();
+            pickle.as_int(pickle.root())
+        };
+        assert_eq!(int(&[]), Some(0));
+        assert_eq!(int(&[0x80]), Some(-128));
+        assert_eq!(int(&[0x80, 0]), Some(128));
+        assert_eq!(int(&[0, 0, 0, 0, 1, 0, 0, 0, 0, 0]), Some(1 << 32));
+        assert_eq!(int(&[0xfe, 255, 255, 255, 255, 255, 255, 255, 255]), Some(-2));
+        assert_eq!(int(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0]), None);
+        assert_eq!(int(&[255, 255, 255, 255, 255, 255, 255, 0x7f, 255]), None);
+    }
+
+    #[test]
     fn protocol_4_names_and_memo() {
         // pickle.dumps([collections.OrderedDict, "x", "x"], 4) with the string memoised
         let bytes = b"\x80\x04\x95\x2c\x00\x00\x00\x00\x00\x00\x00]\x94(\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93\x94\x8c\x01x\x94h\x04e.";

@@ -138,8 +138,7 @@ impl TensorSource for TorchFile {
 
 /// Copies a strided view into row-major order. `offset` and `strides` are in elements; bounds have been checked.
 fn gather(storage: &[u8], element: usize, offset: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
-    let count: usize = shape.iter().product();
-    let mut out = Vec::with_capacity(count * element);
+    let mut out = Vec::with_capacity(shape.iter().product::<usize>() * element);
     let (Some((&inner, outer_shape)), Some((&inner_stride, outer_strides))) =
         (shape.split_last(), strides.split_last())
     else {
@@ -147,8 +146,7 @@ fn gather(storage: &[u8], element: usize, offset: usize, shape: &[usize], stride
         return out;
     };
     let mut index = vec![0; outer_shape.len()];
-    let rows = if inner == 0 { 0 } else { count / inner };
-    for _ in 0..rows {
+    for _ in 0..outer_shape.iter().product() {
         let start = offset + index.iter().zip(outer_strides).map(|(i, s)| i * s).sum::<usize>();
         if inner_stride == 1 {
             out.extend_from_slice(&storage[start * element..(start + inner) * element]);
