@@ -29,8 +29,9 @@ impl<B: Backend> Embedding<B> {
 impl<B: Kernels> Embedding<B> {
     /// The table as an output layer: `[.., D] -> [.., V]` (tied language-model head).
     pub fn as_head<const R: usize>(&self, x: Tensor<B, R>) -> Tensor<B, R> {
+        // `val()` and not `clone()`: the clone of a parameter that is still lazy draws its own values
         super::Linear {
-            weight: self.weight.clone(),
+            weight: Param::initialized(self.weight.id, self.weight.val()),
             bias: None,
         }
         .forward(x)

@@ -1,6 +1,6 @@
 //! Preallocated key/value cache of one self-attention layer.
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::Kernels;
 
@@ -36,6 +36,11 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Kernels> KvCache<B> {
+    /// Dtype of what is cached, which is the dtype of the activations; `None` while empty.
+    pub fn dtype(&self) -> Option<DType> {
+        self.keys.as_ref().map(Tensor::dtype)
+    }
+
     /// Appends `[B, H, T, d]` keys and values and returns all of them, `[B, H, len, d]` each.
     ///
     /// # Panics
