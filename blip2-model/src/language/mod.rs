@@ -1,6 +1,19 @@
 //! Language models behind one trait, so that generation, answer ranking and the stage-2 loss are
 //! written once. One family = one file (or folder).
 
+pub mod any;
+pub mod keys;
+mod mask;
+pub mod opt;
+pub mod t5;
+#[cfg(test)]
+mod testing;
+
+pub use any::{AnyLanguageModel, LanguageConfig};
+pub use keys::KeyTable;
+pub use opt::{Opt, OptConfig};
+pub use t5::{T5, T5Config};
+
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::nn::{Context, Kernels, KvCache, PadMask};
@@ -67,6 +80,12 @@ pub trait LanguageModel<B: Kernels> {
 
     /// Rows of the output layer.
     fn vocab_size(&self) -> usize;
+
+    /// Longest sequence of prompt and new tokens that the position table covers; `None` where positions are
+    /// relative. The caller checks it: beyond the table there is no meaningful result.
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
 
     /// Token ids `[B, T] -> [B, T, D]`.
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3>;
