@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use burn::tensor::DType;
 use serde::Serialize;
 
 use crate::nn::Kernels;
@@ -72,10 +73,7 @@ impl BackendKind {
 
     /// The backends of this build.
     pub fn compiled() -> Vec<Self> {
-        Self::ALL
-            .into_iter()
-            .filter(|kind| kind.is_compiled())
-            .collect()
+        Self::ALL.into_iter().filter(|kind| kind.is_compiled()).collect()
     }
 
     /// Whether half-precision activations are the natural choice: GPUs compute in the dtype of the
@@ -152,7 +150,11 @@ mod flex {
     use super::*;
     /// The pure Rust CPU backend.
     pub type Flex = burn::backend::Flex;
-    impl Kernels for Flex {}
+    impl Kernels for Flex {
+        fn compute_dtype(_stored: DType) -> DType {
+            DType::F32
+        }
+    }
     impl SelectDevice for Flex {
         fn select_device(_index: usize) -> Self::Device {
             Default::default()
@@ -167,7 +169,11 @@ mod ndarray {
     use super::*;
     /// The `ndarray` CPU backend.
     pub type NdArray = burn::backend::NdArray<f32>;
-    impl Kernels for NdArray {}
+    impl Kernels for NdArray {
+        fn compute_dtype(_stored: DType) -> DType {
+            DType::F32
+        }
+    }
     impl SelectDevice for NdArray {
         fn select_device(_index: usize) -> Self::Device {
             Default::default()
@@ -256,6 +262,9 @@ where
     B: Kernels,
     C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy,
 {
+    fn compute_dtype(stored: DType) -> DType {
+        B::compute_dtype(stored)
+    }
 }
 
 /// Calls a generic function with the backend type chosen at run time.

@@ -7,8 +7,13 @@
 //! `T` text length, `S` attended length, `D` width, `H` heads, `V` vocabulary.
 
 pub mod backend;
+pub mod blip2;
+pub mod checkpoint;
 pub mod config;
+pub mod generate;
 pub mod language;
 pub mod nn;
+pub mod processor;
 pub mod qformer;
 pub mod vision;
+pub mod weights;

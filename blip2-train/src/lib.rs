@@ -1,1 +1,15 @@
-//! placeholder
+//! Training of BLIP-2: both pre-training stages and fine-tuning, on any burn backend.
+//!
+//! A step's way: batch -> [`stage`] (frozen parts on the inner backend, trainable module on the
+//! autodiff backend) -> [`losses`] -> gradients by name -> [`optim`] -> [`run`] (loop, checkpoints, logs).
+//! Shapes use the legend of `blip2_model`; additionally `W` is the number of processes and
+//! `K = B * W` the global batch.
+
+pub mod distributed;
+pub mod initial;
+pub mod losses;
+pub mod naming;
+pub mod optim;
+pub mod params;
+pub mod run;
+pub mod stage;

@@ -38,6 +38,14 @@ impl LanguageConfig {
         }
     }
 
+    /// Width of the token embeddings, which the image projection must produce.
+    pub fn embed_size(&self) -> usize {
+        match self {
+            Self::Opt(config) => config.word_embed_proj_dim.unwrap_or(config.hidden_size),
+            Self::T5(config) => config.d_model,
+        }
+    }
+
     /// Randomly initialised, lazily; the configuration is validated first.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<AnyLanguageModel<B>, ConfigError> {
         Ok(match self {

@@ -116,8 +116,7 @@ const T5_PLAIN: &[KeyRow] = &[
 ];
 
 /// Left over in the first T5 releases; transformers drops it as well.
-const T5_IGNORED: &[&str] =
-    &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"];
+const T5_IGNORED: &[&str] = &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"];
 
 impl KeyTable {
     /// The table of a model with this configuration.
@@ -176,7 +175,7 @@ fn tied(tied: bool, table: &'static str) -> Vec<(&'static str, &'static str)> {
 }
 
 /// Writes `name`, which must match `from`, in the form of `to`.
-fn substitute(from: &str, name: &str, to: &str) -> Option<String> {
+pub(crate) fn substitute(from: &str, name: &str, to: &str) -> Option<String> {
     let (mut rest, mut index) = (name, None);
     for part in from.split('.') {
         if part == "*" {
@@ -184,9 +183,7 @@ fn substitute(from: &str, name: &str, to: &str) -> Option<String> {
         }
         let (head, tail) = rest.split_once('.').unwrap_or((rest, ""));
         match part {
-            "{i}" if head.bytes().all(|b| b.is_ascii_digit()) && !head.is_empty() => {
-                index = Some(head)
-            }
+            "{i}" if head.bytes().all(|b| b.is_ascii_digit()) && !head.is_empty() => index = Some(head),
             _ if part == head => {}
             _ => return None,
         }
@@ -257,9 +254,6 @@ mod tests {
     fn headless_opt_names_load_but_are_never_written() {
         let table = KeyTable::of(&LanguageConfig::Opt(OptConfig::default()));
         let path = table.path("decoder.embed_tokens.weight").unwrap();
-        assert_eq!(
-            table.name(&path).unwrap(),
-            "model.decoder.embed_tokens.weight"
-        );
+        assert_eq!(table.name(&path).unwrap(), "model.decoder.embed_tokens.weight");
     }
 }

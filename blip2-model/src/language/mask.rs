@@ -6,11 +6,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::nn::PadMask;
 
 /// Mask of the `queries` last positions over all of `mask`: `[B or 1, 1, queries, S]`.
-pub(super) fn causal<B: Backend>(
-    mask: &PadMask,
-    queries: usize,
-    device: &B::Device,
-) -> Option<Tensor<B, 4>> {
+pub(super) fn causal<B: Backend>(mask: &PadMask, queries: usize, device: &B::Device) -> Option<Tensor<B, 4>> {
     match (queries, mask.is_full()) {
         (1, _) => keys(mask, device),
         (_, true) => Some(PadMask::ones(1, mask.len()).additive_causal(queries, device)),

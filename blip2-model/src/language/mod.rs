@@ -50,8 +50,7 @@ pub struct DecodeState<B: Backend> {
 impl<B: Kernels> DecodeState<B> {
     /// Keeps rows `index[i]` of the batch, in that order: expansion to beams, reordering, dropping finished rows.
     pub fn select(&mut self, index: &[usize]) {
-        let identity =
-            index.len() == self.mask.batch() && index.iter().enumerate().all(|(i, &j)| i == j);
+        let identity = index.len() == self.mask.batch() && index.iter().enumerate().all(|(i, &j)| i == j);
         if identity {
             return;
         }

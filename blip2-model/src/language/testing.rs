@@ -113,11 +113,7 @@ impl Fixture {
             weights: weights.collect(),
         };
         let model = config.init(&B::Device::default()).unwrap().map(&mut loader);
-        assert!(
-            loader.weights.is_empty(),
-            "unused: {:?}",
-            loader.weights.keys()
-        );
+        assert!(loader.weights.is_empty(), "unused: {:?}", loader.weights.keys());
         model
     }
 }
@@ -148,10 +144,7 @@ impl<B: Kernels> ModuleMapper<B> for Loader {
         let data = data.unwrap_or_else(|| panic!("nothing for {path}"));
         assert_eq!(data.shape, param.lazy_shape(), "{path}");
         let dtype = data.dtype;
-        Param::initialized(
-            param.id,
-            Tensor::from_data(data, (&param.lazy_device(), dtype)),
-        )
+        Param::initialized(param.id, Tensor::from_data(data, (&param.lazy_device(), dtype)))
     }
 }
 

@@ -8,8 +8,7 @@ use burn::tensor::{Tensor, backend::Backend};
 /// `[B, T, H * d] -> [B, H, T, d]`
 pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
     let [batch, len, width] = x.dims();
-    x.reshape([batch, len, heads, width / heads])
-        .swap_dims(1, 2)
+    x.reshape([batch, len, heads, width / heads]).swap_dims(1, 2)
 }
 
 /// `[B, H, T, d] -> [B, T, H * d]`

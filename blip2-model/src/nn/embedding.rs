@@ -4,6 +4,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::Kernels;
+use super::kernels::as_dtype;
 
 /// Rows of a `[V, D]` table.
 #[derive(Module, Debug)]
@@ -19,18 +20,20 @@ impl<B: Backend> Embedding<B> {
             weight: Initializer::Normal { mean: 0.0, std }.init([rows, width], device),
         }
     }
-
-    /// Ids `[B, T]` -> rows `[B, T, D]` in the table's dtype.
-    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        burn::tensor::module::embedding(self.weight.val(), ids)
-    }
 }
 
 impl<B: Kernels> Embedding<B> {
+    /// Ids `[B, T]` -> rows `[B, T, D]`, in the dtype that the backend computes in.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let table = self.weight.val();
+        let dtype = B::compute_dtype(table.dtype());
+        as_dtype(burn::tensor::module::embedding(table, ids), dtype)
+    }
+
     /// The table as an output layer: `[.., D] -> [.., V]` (tied language-model head).
     pub fn as_head<const R: usize>(&self, x: Tensor<B, R>) -> Tensor<B, R> {
-        // `val()` and not `clone()`: the clone of a parameter that is still lazy draws its own values
         super::Linear {
+            // `val()`, not `clone()`: the clone of a parameter that is still lazy draws its own values
             weight: Param::initialized(self.weight.id, self.weight.val()),
             bias: None,
         }

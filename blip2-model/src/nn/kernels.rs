@@ -8,6 +8,12 @@ use super::{Activation, Context};
 
 /// Backend with the project's fused operations. See [`crate::backend`] for the implementations.
 pub trait Kernels: Backend {
+    /// Dtype of the activations that a matrix kept in `stored` works on. GPUs compute in the dtype of the
+    /// weights; CPU backends keep f32 activations and widen weights on the way, which is both exact and faster.
+    fn compute_dtype(stored: DType) -> DType {
+        stored
+    }
+
     /// `act(x W^T + b)` for `x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`.
     ///
     /// The result has the dtype of `x`; a weight kept in another dtype is converted on the way.
@@ -39,8 +45,7 @@ pub trait Kernels: Backend {
         let centred = x - mean;
         let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
         let y = centred / (var + eps).sqrt();
-        let y =
-            y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
+        let y = y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
         as_dtype(y, dtype)
     }
 

@@ -45,11 +45,7 @@ impl<B: Kernels> KvCache<B> {
     ///
     /// # Panics
     /// If the capacity is exceeded: the caller sized the cache from prompt and `max_new_tokens`.
-    pub fn append(
-        &mut self,
-        keys: Tensor<B, 4>,
-        values: Tensor<B, 4>,
-    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    pub fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let added = keys.dims()[2];
         assert!(
             self.len + added <= self.capacity,
@@ -70,19 +66,10 @@ impl<B: Kernels> KvCache<B> {
         all
     }
 
-    fn write(
-        store: Option<Tensor<B, 4>>,
-        new: Tensor<B, 4>,
-        at: usize,
-        capacity: usize,
-    ) -> Tensor<B, 4> {
+    fn write(store: Option<Tensor<B, 4>>, new: Tensor<B, 4>, at: usize, capacity: usize) -> Tensor<B, 4> {
         let [batch, heads, _, width] = new.dims();
-        let store = store.unwrap_or_else(|| {
-            Tensor::zeros(
-                [batch, heads, capacity, width],
-                (&new.device(), new.dtype()),
-            )
-        });
+        let store = store
+            .unwrap_or_else(|| Tensor::zeros([batch, heads, capacity, width], (&new.device(), new.dtype())));
         B::cache_write(store, new, at)
     }
 
@@ -90,8 +77,7 @@ impl<B: Kernels> KvCache<B> {
     pub fn select(&mut self, index: &[usize]) {
         let pick = |t: Tensor<B, 4>| {
             let idx: Vec<i64> = index.iter().map(|&i| i as i64).collect();
-            let idx =
-                Tensor::<B, 1, Int>::from_data(TensorData::new(idx, [index.len()]), &t.device());
+            let idx = Tensor::<B, 1, Int>::from_data(TensorData::new(idx, [index.len()]), &t.device());
             t.select(0, idx)
         };
         self.keys = self.keys.take().map(pick);

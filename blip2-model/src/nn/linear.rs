@@ -59,9 +59,7 @@ impl LinearConfig {
     /// Parameters drawn from `N(0, std)`, bias zero (BERT-style initialisation).
     pub fn init_normal<B: Backend>(&self, std: f64, device: &B::Device) -> Linear<B> {
         let mut linear = self.init_with(Initializer::Normal { mean: 0.0, std }, device);
-        linear.bias = self
-            .bias
-            .then(|| Initializer::Zeros.init([self.d_out], device));
+        linear.bias = self.bias.then(|| Initializer::Zeros.init([self.d_out], device));
         linear
     }
 

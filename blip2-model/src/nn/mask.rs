@@ -118,9 +118,11 @@ impl PadMask {
         let mut data = Vec::with_capacity(self.batch() * queries * keys);
         for row in &self.rows {
             for t in 0..queries {
-                data.extend(row.iter().enumerate().map(|(s, &real)| {
-                    if real && s <= offset + t { 0.0 } else { MASKED }
-                }));
+                data.extend(row.iter().enumerate().map(
+                    |(s, &real)| {
+                        if real && s <= offset + t { 0.0 } else { MASKED }
+                    },
+                ));
             }
         }
         additive_from(data, [self.batch(), 1, queries, keys], device)
@@ -128,26 +130,15 @@ impl PadMask {
 
     /// Prefix mask of the Q-Former's grounded generation (UniLM): keys are `[prefix ; text]`, a text row
     /// sees all of the prefix and the real text up to itself: `[B, 1, T, prefix + T]`.
-    pub fn additive_prefix_causal<B: Backend>(
-        &self,
-        prefix: usize,
-        device: &B::Device,
-    ) -> Tensor<B, 4> {
+    pub fn additive_prefix_causal<B: Backend>(&self, prefix: usize, device: &B::Device) -> Tensor<B, 4> {
         PadMask::ones(self.batch(), prefix)
             .concat(self)
             .additive_causal(self.len(), device)
     }
 }
 
-fn additive_from<B: Backend>(
-    data: Vec<f32>,
-    shape: [usize; 4],
-    device: &B::Device,
-) -> Tensor<B, 4> {
-    Tensor::from_data(
-        TensorData::new(data, shape),
-        (device, burn::tensor::DType::F32),
-    )
+fn additive_from<B: Backend>(data: Vec<f32>, shape: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
+    Tensor::from_data(TensorData::new(data, shape), (device, burn::tensor::DType::F32))
 }
 
 /// Ids on the host -> `[B, T]` on the device.

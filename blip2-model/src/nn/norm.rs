@@ -34,11 +34,7 @@ impl<B: Kernels> LayerNorm<B> {
     }
 
     /// `norm(x + residual)`: the post-norm pattern of BERT, fused where the backend can.
-    pub fn forward_residual<const R: usize>(
-        &self,
-        x: Tensor<B, R>,
-        residual: Tensor<B, R>,
-    ) -> Tensor<B, R> {
+    pub fn forward_residual<const R: usize>(&self, x: Tensor<B, R>, residual: Tensor<B, R>) -> Tensor<B, R> {
         self.forward(x + residual)
     }
 }

@@ -76,12 +76,7 @@ impl BridgeConfig {
     }
 
     /// Stage 2: query branch and the projection into a language model of width `d_llm`.
-    pub fn stage2(
-        qformer: QFormerConfig,
-        num_query_token: usize,
-        ln_vision_eps: f64,
-        d_llm: usize,
-    ) -> Self {
+    pub fn stage2(qformer: QFormerConfig, num_query_token: usize, ln_vision_eps: f64, d_llm: usize) -> Self {
         Self {
             qformer,
             num_query_token,

@@ -72,9 +72,7 @@ impl QFormerConfig {
 
     /// Checks the values against each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.num_attention_heads == 0
-            || !self.hidden_size.is_multiple_of(self.num_attention_heads)
-        {
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ConfigError::Unsupported {
                 field: "qformer_config.num_attention_heads",
                 value: self.num_attention_heads.to_string(),

@@ -58,8 +58,9 @@ impl<B: Kernels> LmHead<B> {
     pub fn forward(&self, x: Tensor<B, 3>, words: &Embedding<B>) -> Tensor<B, 3> {
         let x = self.layer_norm.forward(self.dense.forward_act(x, self.act));
         let decoder = Linear {
-            weight: words.weight.clone(),
-            bias: Some(self.bias.clone()),
+            // `val()`, not `clone()`: the clone of a parameter that is still lazy draws its own values
+            weight: Param::initialized(words.weight.id, words.weight.val()),
+            bias: Some(Param::initialized(self.bias.id, self.bias.val())),
         };
         decoder.forward(x)
     }

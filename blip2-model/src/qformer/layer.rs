@@ -4,9 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::QFormerConfig;
-use crate::nn::{
-    Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads, split_heads,
-};
+use crate::nn::{Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads, split_heads};
 
 /// Multi-head attention followed by output projection, residual and norm.
 #[derive(Module, Debug)]
@@ -57,8 +55,7 @@ impl<B: Backend> Attention<B> {
     /// `N(0, initializer_range)` weights, zero biases.
     pub fn new(config: &QFormerConfig, attended_width: usize, device: &B::Device) -> Self {
         let linear = |d_in: usize| {
-            LinearConfig::new(d_in, config.hidden_size)
-                .init_normal(config.initializer_range, device)
+            LinearConfig::new(d_in, config.hidden_size).init_normal(config.initializer_range, device)
         };
         Self {
             query: linear(config.hidden_size),
@@ -93,19 +90,8 @@ impl<B: Kernels> Attention<B> {
     ) -> Tensor<B, 3> {
         let query = split_heads(self.query.forward(x.clone()), self.heads);
         let scale = (query.dims()[3] as f64).powf(-0.5);
-        let context = B::attend(
-            query,
-            keys,
-            values,
-            mask,
-            scale,
-            ctx,
-            self.attention_dropout,
-        );
-        let out = ctx.dropout(
-            self.dense.forward(merge_heads(context)),
-            self.hidden_dropout,
-        );
+        let context = B::attend(query, keys, values, mask, scale, ctx, self.attention_dropout);
+        let out = ctx.dropout(self.dense.forward(merge_heads(context)), self.hidden_dropout);
         self.layer_norm.forward_residual(out, x)
     }
 }

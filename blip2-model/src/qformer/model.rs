@@ -59,8 +59,7 @@ impl<B: Backend> ImageKeys<B> {
     pub fn concat(sets: &[Self]) -> Self {
         let layers = (0..sets[0].layers.len())
             .map(|i| {
-                let (k, v): (Vec<_>, Vec<_>) =
-                    sets.iter().filter_map(|s| s.layers[i].clone()).unzip();
+                let (k, v): (Vec<_>, Vec<_>) = sets.iter().filter_map(|s| s.layers[i].clone()).unzip();
                 (!k.is_empty()).then(|| (Tensor::cat(k, 0), Tensor::cat(v, 0)))
             })
             .collect();
@@ -84,12 +83,7 @@ impl<B: Backend> QFormer<B> {
         Self {
             embeddings: config.use_qformer_text_input.then(|| TextEmbeddings {
                 word_embeddings: Embedding::new(config.vocab_size, width, std, device),
-                position_embeddings: Embedding::new(
-                    config.max_position_embeddings,
-                    width,
-                    std,
-                    device,
-                ),
+                position_embeddings: Embedding::new(config.max_position_embeddings, width, std, device),
             }),
             layernorm: LayerNorm::new(width, config.layer_norm_eps, device),
             layers: (0..config.num_hidden_layers)
@@ -120,12 +114,7 @@ impl<B: Kernels> QFormer<B> {
     }
 
     /// Uni-modal query pass: `queries [B, Q, D]` attend to each other and to the image.
-    pub fn queries(
-        &self,
-        queries: Tensor<B, 3>,
-        image: &ImageKeys<B>,
-        ctx: &Context,
-    ) -> QueryPass<B> {
+    pub fn queries(&self, queries: Tensor<B, 3>, image: &ImageKeys<B>, ctx: &Context) -> QueryPass<B> {
         let count = queries.dims()[1];
         let x = self.embed(queries, ctx);
         let (hidden, cache) = self.run(x, count, Some(image), None, None, ctx);
@@ -139,8 +128,7 @@ impl<B: Kernels> QFormer<B> {
     pub fn text(&self, ids: Tensor<B, 2, Int>, mask: &PadMask, ctx: &Context) -> Tensor<B, 3> {
         let device = ids.device();
         let x = self.embed(self.embed_text(ids), ctx);
-        self.run(x, 0, None, Some(mask.additive(&device)), None, ctx)
-            .0
+        self.run(x, 0, None, Some(mask.additive(&device)), None, ctx).0
     }
 
     /// Bidirectional pass over `[queries ; text]` -> `[B, Q + T, D]` (matching, instructed queries).
@@ -156,15 +144,8 @@ impl<B: Kernels> QFormer<B> {
         let [batch, count, _] = queries.dims();
         let x = Tensor::cat(vec![queries, self.embed_text(ids)], 1);
         let mask = PadMask::ones(batch, count).concat(mask).additive(&device);
-        self.run(
-            self.embed(x, ctx),
-            count,
-            Some(image),
-            Some(mask),
-            None,
-            ctx,
-        )
-        .0
+        self.run(self.embed(x, ctx), count, Some(image), Some(mask), None, ctx)
+            .0
     }
 
     /// Multimodal causal pass: text `[B, T]` after the cached queries -> `[B, T, D]`. Numerically the text

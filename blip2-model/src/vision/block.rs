@@ -3,9 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::nn::{
-    Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads, split_heads,
-};
+use crate::nn::{Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads, split_heads};
 
 /// What a block needs to know.
 #[derive(Clone, Copy, Debug)]

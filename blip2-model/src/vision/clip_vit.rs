@@ -2,7 +2,7 @@
 //! blocks, a norm before them and none after, QuickGELU, a patch projection without bias.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::ImageEncoder;
@@ -93,6 +93,10 @@ impl ClipVitConfig {
 impl<B: Kernels> ImageEncoder<B> for ClipVit<B> {
     fn width(&self) -> usize {
         self.embeddings.class_embedding.dims()[2]
+    }
+
+    fn compute_dtype(&self) -> DType {
+        B::compute_dtype(self.embeddings.weight.val().dtype())
     }
 
     fn forward(&self, pixels: Tensor<B, 4>, ctx: &Context) -> Tensor<B, 3> {

@@ -4,7 +4,7 @@
 //! 39 are used; the loader ignores the last one.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::ImageEncoder;
@@ -98,6 +98,10 @@ impl EvaVitConfig {
 impl<B: Kernels> ImageEncoder<B> for EvaVit<B> {
     fn width(&self) -> usize {
         self.embeddings.class_embedding.dims()[2]
+    }
+
+    fn compute_dtype(&self) -> DType {
+        B::compute_dtype(self.embeddings.weight.val().dtype())
     }
 
     fn forward(&self, pixels: Tensor<B, 4>, ctx: &Context) -> Tensor<B, 3> {

@@ -4,7 +4,7 @@
 //! stage and therefore lives with it (paper section 3.1, `lavis/models/blip2_models/blip2.py`).
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
@@ -23,6 +23,9 @@ pub use eva_vit::{EvaVit, EvaVitConfig};
 pub trait ImageEncoder<B: Kernels> {
     /// Width `D` of a token.
     fn width(&self) -> usize;
+
+    /// Dtype that the pixels must have.
+    fn compute_dtype(&self) -> DType;
 
     /// Pixels `[B, 3, H, W]` -> all tokens `[B, N, D]`, class token first, before `ln_vision`.
     ///
@@ -141,6 +144,13 @@ impl<B: Kernels> ImageEncoder<B> for AnyEncoder<B> {
         match self {
             Self::Eva(m) => m.width(),
             Self::Clip(m) => m.width(),
+        }
+    }
+
+    fn compute_dtype(&self) -> DType {
+        match self {
+            Self::Eva(m) => m.compute_dtype(),
+            Self::Clip(m) => m.compute_dtype(),
         }
     }
 

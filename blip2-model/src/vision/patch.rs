@@ -34,10 +34,7 @@ impl<B: Backend> PatchEmbedding<B> {
         device: &B::Device,
     ) -> Self {
         let grid = image_size / patch;
-        let normal = Initializer::Normal {
-            mean: 0.0,
-            std: 0.02,
-        };
+        let normal = Initializer::Normal { mean: 0.0, std: 0.02 };
         Self {
             class_embedding: normal.init([1, 1, width], device),
             position_embedding: normal.init([1, grid * grid + 1, width], device),
@@ -60,10 +57,8 @@ impl<B: Kernels> PatchEmbedding<B> {
             .permute([0, 2, 4, 1, 3, 5]) // [B, rows, cols, 3, p, p]
             .reshape([batch, rows * cols, channels * patch * patch]);
         let project = Linear {
-            weight: Param::from_tensor(
-                self.weight.val().reshape([width, channels * patch * patch]),
-            ),
-            bias: self.bias.clone(),
+            weight: Param::from_tensor(self.weight.val().reshape([width, channels * patch * patch])),
+            bias: self.bias.as_ref().map(|b| Param::initialized(b.id, b.val())),
         };
         let tokens = project.forward(patches);
         let class = as_dtype(self.class_embedding.val(), dtype).expand([batch, 1, width]);
@@ -83,9 +78,6 @@ impl<B: Kernels> PatchEmbedding<B> {
         let values = table.into_data().convert::<f32>();
         let values = values.as_slice::<f32>().unwrap_or_default();
         let resized = position::resize_table(values, width, side, (rows, cols), self.align_corners);
-        Tensor::from_data(
-            TensorData::new(resized, [1, rows * cols + 1, width]),
-            &device,
-        )
+        Tensor::from_data(TensorData::new(resized, [1, rows * cols + 1, width]), &device)
     }
 }

@@ -23,9 +23,7 @@ pub fn resize_table(
     for y in 0..side {
         for (x, tap) in along_cols.iter().enumerate() {
             let out = &mut wide[(y * cols + x) * width..][..width];
-            accumulate(out, tap, |source| {
-                &grid[(y * side + source) * width..][..width]
-            });
+            accumulate(out, tap, |source| &grid[(y * side + source) * width..][..width]);
         }
     }
     let mut out = vec![0f32; (1 + rows * cols) * width];

@@ -120,9 +120,7 @@ impl OptConfig {
 
     /// Checks the values against each other and against what is implemented.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.num_attention_heads == 0
-            || !self.hidden_size.is_multiple_of(self.num_attention_heads)
-        {
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(ConfigError::Unsupported {
                 field: "text_config.num_attention_heads",
                 value: self.num_attention_heads.to_string(),

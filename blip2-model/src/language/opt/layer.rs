@@ -5,8 +5,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::{LAYER_NORM_EPS, OptConfig};
 use crate::nn::{
-    Activation, Context, Kernels, KvCache, LayerNorm, Linear, LinearConfig, merge_heads,
-    split_heads,
+    Activation, Context, Kernels, KvCache, LayerNorm, Linear, LinearConfig, merge_heads, split_heads,
 };
 
 /// Causal self-attention.

@@ -57,9 +57,8 @@ impl OptConfig {
         self.validate()?;
         let (width, embed, std) = (self.hidden_size, self.embed_size(), self.init_std);
         let projected = width != embed;
-        let projection = |d_in, d_out| {
-            projected.then(|| LinearConfig::no_bias(d_in, d_out).init_normal(std, device))
-        };
+        let projection =
+            |d_in, d_out| projected.then(|| LinearConfig::no_bias(d_in, d_out).init_normal(std, device));
         let positions = self.max_position_embeddings + POSITION_OFFSET;
         let final_norm = self.do_layer_norm_before && !self._remove_final_layer_norm;
         Ok(Opt {
@@ -186,9 +185,7 @@ impl<B: Kernels> LanguageModel<B> for Opt<B> {
         let positions = mask::last_positions(&state.mask);
         let causal = mask::causal(&state.mask, 1, &device);
         let caches = &mut state.self_attention;
-        let x = self
-            .decoder
-            .forward(embeds, &positions, causal, caches, ctx);
+        let x = self.decoder.forward(embeds, &positions, causal, caches, ctx);
         self.last_logits(x)
     }
 

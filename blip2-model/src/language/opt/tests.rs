@@ -69,9 +69,7 @@ fn unsupported_values_are_errors() {
     );
     let parse = |value| matches!(refused(value), Err(ConfigError::Json { .. }));
     assert!(parse(json!({"model_type": "gpt2"})));
-    assert!(parse(
-        json!({"model_type": "opt", "activation_function": "glu"})
-    ));
+    assert!(parse(json!({"model_type": "opt", "activation_function": "glu"})));
     assert!(refused(json!({"model_type": "opt"})).is_ok());
 }
 

@@ -94,8 +94,7 @@ const SIZES: [(&str, usize, usize, usize, usize); 5] = [
 impl T5Config {
     /// `google/NAME` with the exact `gelu` that BLIP-2 runs it with, for the names of [`T5Config::presets`].
     pub fn preset(name: &str) -> Option<Self> {
-        let &(_, d_model, d_ff, num_layers, num_heads) =
-            SIZES.iter().find(|size| size.0 == name)?;
+        let &(_, d_model, d_ff, num_layers, num_heads) = SIZES.iter().find(|size| size.0 == name)?;
         Some(Self {
             d_model,
             d_ff,

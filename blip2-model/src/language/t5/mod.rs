@@ -58,8 +58,7 @@ impl<B: Kernels> T5<B> {
     pub fn encode(&self, prompt: Prompt<B>, ctx: &Context) -> Tensor<B, 3> {
         let mask = mask::keys(&prompt.mask, &prompt.embeds.device());
         ctx.scoped("encoder", || {
-            self.encoder
-                .forward(prompt.embeds, mask, &mut [], None, ctx)
+            self.encoder.forward(prompt.embeds, mask, &mut [], None, ctx)
         })
     }
 
@@ -74,12 +73,7 @@ impl<B: Kernels> T5<B> {
     }
 
     /// One decoder pass over `tokens`, one per row: logits `[B, V]`.
-    fn decode_one(
-        &self,
-        tokens: &[i64],
-        state: &mut DecodeState<B>,
-        ctx: &Context,
-    ) -> Tensor<B, 2> {
+    fn decode_one(&self, tokens: &[i64], state: &mut DecodeState<B>, ctx: &Context) -> Tensor<B, 2> {
         let device = self.shared.weight.lazy_device();
         let rows: Vec<_> = tokens.iter().map(|&token| vec![token]).collect();
         let mut x = self.embed(ids_tensor(&rows, &device));

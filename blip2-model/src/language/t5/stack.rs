@@ -53,12 +53,7 @@ impl<B: Backend> T5Stack<B> {
         Self::new(config, config.decoder_layers(), true, device)
     }
 
-    fn new(
-        config: &T5Config,
-        blocks: usize,
-        decoder: bool,
-        device: &B::Device,
-    ) -> Result<Self, ConfigError> {
+    fn new(config: &T5Config, blocks: usize, decoder: bool, device: &B::Device) -> Result<Self, ConfigError> {
         let buckets = RelativeBuckets {
             count: config.relative_attention_num_buckets,
             max_distance: config.relative_attention_max_distance,

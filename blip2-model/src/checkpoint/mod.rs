@@ -1,0 +1,12 @@
+//! Between files and modules: key tables (one per checkpoint family, used in both directions), dtype
+//! policy, loading with a complete report, export. File formats themselves are in [`crate::weights`].
+
+pub mod apply;
+pub mod huggingface;
+pub mod keys;
+pub mod lavis;
+pub mod policy;
+
+pub use apply::{LoadReport, Loader};
+pub use keys::Keys;
+pub use policy::{DtypePolicy, Part, PartDtype};

@@ -1,0 +1,136 @@
+//! Which dtype each part keeps its matrices in. Norms, biases and every other vector stay f32: they are
+//! a thousandth of the bytes and most of the trouble.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::weights::DType;
+
+/// The three parts of BLIP-2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// Frozen image encoder.
+    Vision,
+    /// `ln_vision`, queries, Q-Former, projections, heads.
+    QFormer,
+    /// Frozen language model.
+    Llm,
+}
+
+impl Part {
+    /// The part that a module path belongs to.
+    pub fn of(path: &str) -> Self {
+        match path.split('.').next() {
+            Some("vision") => Self::Vision,
+            Some("language") => Self::Llm,
+            _ => Self::QFormer,
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vision => "vision",
+            Self::QFormer => "qformer",
+            Self::Llm => "llm",
+        })
+    }
+}
+
+/// Dtype of one part's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartDtype {
+    /// As in the file.
+    Auto,
+    /// 4 bytes.
+    F32,
+    /// 2 bytes, 5 exponent bits.
+    F16,
+    /// 2 bytes, 8 exponent bits.
+    BF16,
+}
+
+impl FromStr for PartDtype {
+    type Err = UnknownDtype;
+
+    fn from_str(s: &str) -> Result<Self, UnknownDtype> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "f16" | "float16" | "fp16" => Ok(Self::F16),
+            "bf16" | "bfloat16" => Ok(Self::BF16),
+            _ => Err(UnknownDtype { name: s.to_string() }),
+        }
+    }
+}
+
+/// A dtype name that is not one of `auto`, `f32`, `f16`, `bf16`.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown dtype `{name}`; use auto, f32, f16 or bf16")]
+pub struct UnknownDtype {
+    name: String,
+}
+
+/// One dtype per part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DtypePolicy {
+    /// Image encoder.
+    pub vision: PartDtype,
+    /// Q-Former and all that trains with it.
+    pub qformer: PartDtype,
+    /// Language model.
+    pub llm: PartDtype,
+}
+
+impl Default for DtypePolicy {
+    /// Frozen parts as in the file, the Q-Former in f32 (as transformers 4.57 keeps it).
+    fn default() -> Self {
+        Self {
+            vision: PartDtype::Auto,
+            qformer: PartDtype::F32,
+            llm: PartDtype::Auto,
+        }
+    }
+}
+
+impl DtypePolicy {
+    /// Everything f32.
+    pub fn f32() -> Self {
+        Self {
+            vision: PartDtype::F32,
+            qformer: PartDtype::F32,
+            llm: PartDtype::F32,
+        }
+    }
+
+    /// One dtype for the frozen parts; the Q-Former stays f32.
+    pub fn frozen(dtype: PartDtype) -> Self {
+        Self {
+            vision: dtype,
+            qformer: PartDtype::F32,
+            llm: dtype,
+        }
+    }
+
+    /// Dtype to keep a tensor in, given its path, rank and dtype in the file.
+    pub fn resolve(&self, path: &str, rank: usize, stored: DType) -> DType {
+        let part = match Part::of(path) {
+            Part::Vision => self.vision,
+            Part::QFormer => self.qformer,
+            Part::Llm => self.llm,
+        };
+        match part {
+            _ if rank < 2 => DType::F32,
+            PartDtype::F32 => DType::F32,
+            PartDtype::F16 => DType::F16,
+            PartDtype::BF16 => DType::BF16,
+            PartDtype::Auto if stored.is_float() && stored != DType::F64 => stored,
+            PartDtype::Auto => DType::F32,
+        }
+    }
+}
