@@ -1,6 +1,7 @@
 //! Data: files in, batches of decoded and augmented samples out.
 pub mod annotations;
 pub mod augment;
+pub mod facts;
 pub mod folder;
 pub mod formats;
 pub mod loader;
@@ -15,8 +16,11 @@ pub mod rng;
 pub mod sample;
 pub mod shard;
 mod slot;
+pub mod source;
+pub mod stats;
 pub mod stream;
 pub mod tar_reader;
 #[cfg(test)]
 mod testing;
+pub mod verify;
 pub mod webdataset;
