@@ -24,7 +24,7 @@ pub struct Facts {
     pub digest: [u8; 16],
     /// Encoded size, bytes.
     pub bytes: u64,
-    /// "jpeg", "png" or "webp".
+    /// "jpg", "png" or "webp".
     pub format: &'static str,
     /// Pixels.
     pub width: u32,

@@ -1,12 +1,16 @@
 //! Data: files in, batches of decoded and augmented samples out.
 pub mod annotations;
 pub mod augment;
+pub mod capfilt;
+pub mod convert;
 pub mod facts;
 pub mod folder;
 pub mod formats;
+pub mod inspect;
 pub mod loader;
 pub mod mixture;
 mod official;
+pub mod output;
 pub mod pattern;
 pub mod pil;
 pub mod pipeline;
