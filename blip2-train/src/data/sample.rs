@@ -42,7 +42,9 @@ impl ImageSource {
 pub struct Answer {
     /// The answer as written in the annotations.
     pub text: String,
-    /// count of this answer / number of answers.
+    /// Annotators who gave it.
+    pub count: u32,
+    /// `count` / number of answers.
     pub weight: f32,
 }
 
@@ -63,7 +65,7 @@ pub struct Question {
 
 /// Distinct answers with weight count / total, in order of first appearance.
 pub fn weigh_answers<S: AsRef<str>>(answers: &[S]) -> Vec<Answer> {
-    let mut out: Vec<(String, usize)> = Vec::new();
+    let mut out: Vec<(String, u32)> = Vec::new();
     for answer in answers {
         let answer = answer.as_ref();
         match out.iter_mut().find(|(text, _)| text == answer) {
@@ -72,12 +74,7 @@ pub fn weigh_answers<S: AsRef<str>>(answers: &[S]) -> Vec<Answer> {
         }
     }
     let total = answers.len() as f32;
-    out.into_iter()
-        .map(|(text, count)| Answer {
-            text,
-            weight: count as f32 / total,
-        })
-        .collect()
+    out.into_iter().map(|(text, count)| Answer { text, count, weight: count as f32 / total }).collect()
 }
 
 /// One example before decoding.
@@ -393,13 +390,7 @@ mod tests {
         ]);
         let pairs: Vec<(&str, f32)> = weighed.iter().map(|a| (a.text.as_str(), a.weight)).collect();
         assert_eq!(pairs, [("yes", 0.7), ("no", 0.2), ("maybe", 0.1)]);
-        assert_eq!(
-            weigh_answers(&["cat"]),
-            [Answer {
-                text: "cat".into(),
-                weight: 1.0
-            }]
-        );
+        assert_eq!(weigh_answers(&["cat"]), [Answer { text: "cat".into(), count: 1, weight: 1.0 }]);
         assert!(weigh_answers::<&str>(&[]).is_empty());
     }
 
