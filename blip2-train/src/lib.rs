@@ -9,7 +9,6 @@ pub mod data;
 pub mod distributed;
 pub mod initial;
 pub mod losses;
-pub mod naming;
 pub mod optim;
 pub mod params;
 pub mod run;
