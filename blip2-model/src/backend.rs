@@ -154,6 +154,10 @@ mod flex {
         fn compute_dtype(_stored: DType) -> DType {
             DType::F32
         }
+
+        fn has_exact_gelu_backward() -> bool {
+            true
+        }
     }
     impl SelectDevice for Flex {
         fn select_device(_index: usize) -> Self::Device {
@@ -264,6 +268,10 @@ where
 {
     fn compute_dtype(stored: DType) -> DType {
         B::compute_dtype(stored)
+    }
+
+    fn has_exact_gelu_backward() -> bool {
+        B::has_exact_gelu_backward()
     }
 }
 

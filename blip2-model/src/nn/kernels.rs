@@ -14,6 +14,11 @@ pub trait Kernels: Backend {
         stored
     }
 
+    /// Whether the backend differentiates the exact GELU exactly; otherwise it is composed from `erf` when training.
+    fn has_exact_gelu_backward() -> bool {
+        false
+    }
+
     /// `act(x W^T + b)` for `x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`.
     ///
     /// The result has the dtype of `x`; a weight kept in another dtype is converted on the way.
