@@ -85,6 +85,7 @@ fn conditional_in<B: Kernels>(folder: std::path::PathBuf, device: &B::Device, bo
 
 /// Full widths (ViT-g, BERT-base Q-Former, OPT-2.7B, Flan-T5-XL; two layers each): the folder that
 /// `fixtures/gen/fullwidth.py` wrote is named by `BLIP2_FULLWIDTH`. The bound is 2e-4: sums are 40 times longer.
+#[cfg(feature = "flex")]
 #[test]
 #[ignore = "needs the output of fixtures/gen/fullwidth.py"]
 fn full_width_on_flex() {
