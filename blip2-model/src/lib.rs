@@ -13,6 +13,7 @@ pub mod config;
 pub mod generate;
 pub mod language;
 pub mod nn;
+pub mod processor;
 pub mod qformer;
 pub mod vision;
 pub mod weights;

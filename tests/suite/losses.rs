@@ -232,7 +232,11 @@ fn check_loss(label: &str, got: f32, want: f32) {
 fn check_gradients<B: Kernels>(label: &str, got: &Named<B>, file: &Expected) {
     let want = by_path(tensors(file, "grad."));
     let largest = |values: &[f32]| values.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let floor = 1e-6 * want.values().map(|v| largest(v)).fold(0.0, f32::max);
+    // f32 sums of a few hundred terms: 1e-4 of the largest entry, or 1e-6 of the largest gradient. The exponentials
+    // of burn-ndarray are coarser: gradients that are zero by algebra (key biases) come out as 1e-5 there.
+    let is_ndarray = B::name(&Default::default()).contains("ndarray");
+    let (relative, zero) = if is_ndarray { (3e-4, 4e-5) } else { (1e-4, 0.0) };
+    let floor = zero + 1e-6 * want.values().map(|v| largest(v)).fold(0.0, f32::max);
     let mut compared = 0;
     let mut bad = Vec::new();
     for (name, grad) in got {
@@ -247,7 +251,7 @@ fn check_gradients<B: Kernels>(label: &str, got: &Named<B>, file: &Expected) {
         compared += usize::from(expected.is_some());
         let expected = expected.unwrap_or(&zeros);
         let (error, scale) = (max_diff(&grad, expected), largest(expected));
-        if !(error <= 1e-4 * scale + floor) {
+        if !(error <= relative * scale + floor) {
             bad.push((path, error, scale));
         }
     }

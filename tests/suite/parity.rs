@@ -12,6 +12,7 @@ use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageModel;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::weights::checkpoint_dir;
+use burn::tensor::TensorData;
 
 use crate::on_every_backend;
 use crate::support::{Expected, compare_trace, fixture, max_diff};
@@ -20,7 +21,11 @@ const BOUND: f32 = 1e-4;
 
 /// Loads a fixture folder completely, in f32.
 pub fn load<B: Kernels>(name: &str, device: &B::Device) -> Blip2<B> {
-    let opened = checkpoint_dir::open(&fixture(name)).unwrap_or_else(|e| panic!("{e}"));
+    load_folder(&fixture(name), device)
+}
+
+fn load_folder<B: Kernels>(folder: &std::path::Path, device: &B::Device) -> Blip2<B> {
+    let opened = checkpoint_dir::open(folder).unwrap_or_else(|e| panic!("{e}"));
     let config = Blip2Config::from_json(opened.config_json.as_deref().expect("a config")).expect("config");
     let (model, _) = Blip2::load(config, opened.source.as_ref(), DtypePolicy::f32(), false, device)
         .unwrap_or_else(|e| panic!("{e}"));
@@ -55,44 +60,55 @@ fn without_placeholders(batch: TokenBatch, queries: usize) -> TokenBatch {
     }
 }
 
-fn conditional<B: Kernels>(name: &str, device: &B::Device, placeholders: bool) {
-    let model = load::<B>(&format!("parity/{name}"), device);
-    let expected = Expected::open(&format!("parity/{name}/expected.safetensors"));
+fn conditional<B: Kernels>(name: &str, device: &B::Device) {
+    conditional_in::<B>(fixture(&format!("parity/{name}")), device, BOUND);
+}
+
+fn conditional_in<B: Kernels>(folder: std::path::PathBuf, device: &B::Device, bound: f32) {
+    let name = folder.display().to_string();
+    let model = load_folder::<B>(&folder, device);
+    let expected = Expected::open_path(&folder.join("expected.safetensors"));
     let ctx = Context::tracing();
     let image = model
         .encode_images(expected.tensor::<B, 4>("pixel_values", device), &ctx)
         .expect("encode");
     let soft = model.soft_tokens(&image, &ctx).expect("soft tokens");
-    let strip = |batch| {
-        if placeholders {
-            without_placeholders(batch, model.config.num_query_tokens)
-        } else {
-            batch
-        }
-    };
-    let text = strip(rows(&expected, "prompt.input_ids", "prompt.attention_mask"));
+    let text = rows(&expected, "prompt.input_ids", "prompt.attention_mask");
+    let text = without_placeholders(text, model.config.num_query_tokens);
     let prompt = model.prompt(soft.clone(), &text).expect("prompt");
     let language = model.language().expect("language");
     let (_, logits) = language.prefill(prompt, 4, &ctx);
     ctx.record("logits", &logits);
-    let compared = compare_trace(&ctx.into_trace(), &expected, BOUND, name);
-    assert!(compared >= 14, "{name}: only {compared} tensors were compared");
+    let compared = compare_trace(&ctx.into_trace(), &expected, bound, &name);
+    assert!(compared >= 13, "{name}: only {compared} tensors were compared");
+}
+
+/// Full widths (ViT-g, BERT-base Q-Former, OPT-2.7B, Flan-T5-XL; two layers each): the folder that
+/// `fixtures/gen/fullwidth.py` wrote is named by `BLIP2_FULLWIDTH`. The bound is 2e-4: sums are 40 times longer.
+#[cfg(feature = "flex")]
+#[test]
+#[ignore = "needs the output of fixtures/gen/fullwidth.py"]
+fn full_width_on_flex() {
+    let root = std::env::var("BLIP2_FULLWIDTH").expect("set BLIP2_FULLWIDTH to the folder of fullwidth.py");
+    for name in ["opt", "t5"] {
+        conditional_in::<blip2_model::backend::Flex>(std::path::Path::new(&root).join(name), &Default::default(), 2e-4);
+    }
 }
 
 fn opt<B: Kernels>(device: &B::Device) {
-    conditional::<B>("opt", device, true);
+    conditional::<B>("opt", device);
 }
 
 fn opt_legacy_layout_in_shards<B: Kernels>(device: &B::Device) {
-    conditional::<B>("opt-legacy", device, false);
+    conditional::<B>("opt-legacy", device);
 }
 
 fn opt_post_norm_with_embedding_projection<B: Kernels>(device: &B::Device) {
-    conditional::<B>("opt-350m-form", device, true);
+    conditional::<B>("opt-350m-form", device);
 }
 
 fn t5_from_pickle<B: Kernels>(device: &B::Device) {
-    conditional::<B>("t5", device, true);
+    conditional::<B>("t5", device);
 }
 
 fn retrieval<B: Kernels>(device: &B::Device) {
@@ -145,8 +161,23 @@ fn retrieval<B: Kernels>(device: &B::Device) {
     let mut trace = ctx.into_trace();
     // the fixture keeps the projection of [CLS] only; compared above
     trace.remove("projected.text");
+    // rows of padding are not defined behaviour; the fixture has zeros there
+    for (name, data) in &mut trace {
+        if name.starts_with("text.") {
+            zero_padding(data, &text.mask);
+        }
+    }
     let compared = compare_trace(&trace, &expected, BOUND, "itm");
     assert!(compared >= 14, "itm: only {compared} tensors were compared");
+}
+
+fn zero_padding(data: &mut TensorData, mask: &PadMask) {
+    let width = data.shape[2];
+    let mut values = data.clone().to_vec::<f32>().expect("f32");
+    let rows = values.chunks_exact_mut(width).zip(mask.rows().iter().flatten());
+    rows.filter(|(_, real)| !**real)
+        .for_each(|(row, _)| row.fill(0.0));
+    *data = TensorData::new(values, data.shape.clone());
 }
 
 fn interpolated_positions<B: Kernels>(device: &B::Device) {

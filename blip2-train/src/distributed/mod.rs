@@ -67,11 +67,7 @@ pub trait Collective<B: Backend> {
     }
 
     /// Whole numbers of all processes in rank order, exact for every `i64`.
-    fn all_gather_ids(
-        &self,
-        ids: &[i64],
-        device: &B::Device,
-    ) -> Result<Vec<i64>, CollectiveError> {
+    fn all_gather_ids(&self, ids: &[i64], device: &B::Device) -> Result<Vec<i64>, CollectiveError> {
         if self.world_size() == 1 {
             return Ok(ids.to_vec());
         }
@@ -138,9 +134,7 @@ mod tests {
             (ids, rows)
         });
         for (ids, rows) in seen {
-            let want: Vec<i64> = (0..3)
-                .flat_map(|r| [i64::MIN + r, -1, 1 << 40 | r])
-                .collect();
+            let want: Vec<i64> = (0..3).flat_map(|r| [i64::MIN + r, -1, 1 << 40 | r]).collect();
             assert_eq!(ids, want);
             assert_eq!(rows, [0.0, 0.5, 1.0, 0.5, 2.0, 0.5]);
         }

@@ -90,8 +90,7 @@ pub fn itc<B: Backend>(
                     (0..global).map(move |n| if positive(&n) { share } else { 0.0 })
                 })
                 .collect();
-            let target =
-                Tensor::from_data(TensorData::new(rows, [batch, global]), &sim.device());
+            let target = Tensor::from_data(TensorData::new(rows, [batch, global]), &sim.device());
             soft_cross_entropy(sim.clone(), target, smoothing)
         }
     };

@@ -40,12 +40,7 @@ pub struct Stage2<B: AutodiffBackend, M: Trainable<B>, L> {
 
 impl<B: AutodiffBackend, M: Trainable<B>, L> Stage2<B, M, L> {
     /// `encoder` is the frozen encoder, or `()` when it is part of `M`.
-    pub fn new(
-        encoder: M::Encoder,
-        llm: Frozen<L>,
-        config: Stage2Config,
-        device: B::Device,
-    ) -> Self {
+    pub fn new(encoder: M::Encoder, llm: Frozen<L>, config: Stage2Config, device: B::Device) -> Self {
         Self {
             encoder,
             llm,
@@ -125,9 +120,7 @@ where
                 let queries = bridge.queries(count);
                 let [_, length, _] = queries.dims();
                 let ids = ids_tensor(&text.ids, &self.device);
-                let hidden = bridge
-                    .qformer
-                    .multimodal(queries, ids, &text.mask, &keys, ctx);
+                let hidden = bridge.qformer.multimodal(queries, ids, &text.mask, &keys, ctx);
                 hidden.narrow(1, 0, length)
             }
         };

@@ -136,7 +136,9 @@ pub fn toy_lm<B: Backend>(device: &B::Device) -> ToyLm<B> {
         hidden: LinearConfig::new(LLM_WIDTH, 16).init(device),
         output: LinearConfig::no_bias(16, VOCAB).init(device),
     };
-    initialise(lm, 3, |info, _| crate::initial::Draw::Normal(if info.shape.len() == 1 { 0.1 } else { 0.5 }))
+    initialise(lm, 3, |info, _| {
+        crate::initial::Draw::Normal(if info.shape.len() == 1 { 0.1 } else { 0.5 })
+    })
 }
 
 impl<B: Kernels> LanguageModel<B> for ToyLm<B> {

@@ -72,7 +72,13 @@ fn lavis_names(layers: usize, stage1: bool) -> BTreeSet<String> {
             if block == "crossattention" && i % 2 == 1 {
                 continue;
             }
-            for part in ["self.query", "self.key", "self.value", "output.dense", "output.LayerNorm"] {
+            for part in [
+                "self.query",
+                "self.key",
+                "self.value",
+                "output.dense",
+                "output.LayerNorm",
+            ] {
                 both(&format!("{layer}.{block}.{part}"));
             }
         }

@@ -19,7 +19,7 @@ use crate::nn::mask::ids_tensor;
 use crate::nn::{Context, Embedding, Kernels, KvCache, LayerNorm, Linear, LinearConfig, PadMask};
 
 /// Never in the config: the class uses PyTorch's default.
-const LAYER_NORM_EPS: f64 = 1e-6;
+const LAYER_NORM_EPS: f64 = 1e-5;
 
 /// The first two rows of the position table are not positions: padding, which counts as position -1,
 /// reads row 1.

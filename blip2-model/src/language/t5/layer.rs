@@ -67,7 +67,7 @@ impl<B: Backend> T5Attention<B> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         let std = |fan: usize| config.initializer_factor * (fan as f64).powf(-0.5);
         Self {
-            norm: RmsNorm::new(width, config.layer_norm_epsilon * 2.0, device),
+            norm: RmsNorm::new(width, config.layer_norm_epsilon, device),
             q: normal(width, inner, std(width * config.d_kv), device),
             k: normal(width, inner, std(width), device),
             v: normal(width, inner, std(width), device),
@@ -138,7 +138,7 @@ impl<B: Backend> T5FeedForward<B> {
         let std = |fan: usize| config.initializer_factor * (fan as f64).powf(-0.5);
         let wi = || normal(width, hidden, std(width), device);
         Ok(Self {
-            norm: RmsNorm::new(width, config.layer_norm_epsilon * 2.0, device),
+            norm: RmsNorm::new(width, config.layer_norm_epsilon, device),
             wi_0: wi(),
             wi_1: config.is_gated().then(wi),
             wo: normal(hidden, width, std(hidden), device),

@@ -70,7 +70,7 @@ impl<B: Backend> T5Stack<B> {
         Ok(Self {
             relative_attention_bias: Embedding::new(buckets.count, config.num_heads, std, device),
             blocks: (0..blocks).map(block).collect::<Result<_, ConfigError>>()?,
-            final_norm: RmsNorm::new(config.d_model, config.layer_norm_epsilon * 2.0, device),
+            final_norm: RmsNorm::new(config.d_model, config.layer_norm_epsilon, device),
             buckets,
             dropout: config.dropout_rate,
         })

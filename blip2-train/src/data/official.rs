@@ -1,0 +1,178 @@
+//! Annotation files as their publishers write them, where that is not a list of rows: Karpathy splits, COCO captions,
+//! VQAv2 / OK-VQA questions with annotations.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::annotations::Entry;
+use super::sample::{Problem, Question, weigh_answers};
+
+type Entries = Result<Vec<Result<Entry, Problem>>, serde_json::Error>;
+
+#[derive(Deserialize)]
+struct Karpathy {
+    images: Vec<KarpathyImage>,
+}
+
+#[derive(Deserialize)]
+struct KarpathyImage {
+    #[serde(default)]
+    filepath: String, // absent in the Flickr30k file
+    filename: String,
+    split: String,
+    sentences: Vec<KarpathySentence>,
+    imgid: Option<Value>,
+    cocoid: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct KarpathySentence {
+    raw: String,
+}
+
+/// `dataset_coco.json`, `dataset_flickr30k.json`; `train` takes restval too, as the COCO caption recipe does.
+pub(super) fn karpathy(bytes: &[u8], split: Option<&str>) -> Entries {
+    let file: Karpathy = serde_json::from_slice(bytes)?;
+    let wanted = |s: &str| split.is_none_or(|w| w == s || (w == "train" && s == "restval"));
+    let kept = file.images.into_iter().filter(|i| wanted(&i.split));
+    Ok(kept
+        .map(|image| {
+            let image_id = image.cocoid.or(image.imgid).map(|v| v.to_string());
+            let path = if image.filepath.is_empty() {
+                image.filename
+            } else {
+                format!("{}/{}", image.filepath, image.filename)
+            };
+            let captions = image
+                .sentences
+                .into_iter()
+                .map(|s| s.raw)
+                .filter(|s| !s.trim().is_empty())
+                .collect();
+            Ok(Entry {
+                image: path,
+                captions,
+                question: None,
+                image_id,
+                image_index: 0,
+            })
+        })
+        .collect())
+}
+
+#[derive(Deserialize)]
+struct Coco {
+    images: Vec<CocoImage>,
+    #[serde(default)]
+    annotations: Vec<CocoCaption>, // absent in test files
+}
+
+#[derive(Deserialize)]
+struct CocoImage {
+    id: u64,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct CocoCaption {
+    image_id: u64,
+    caption: String,
+}
+
+/// `captions_train2014.json`, `nocaps_val_4500_captions.json`: one entry per picture, in the order of `images`.
+pub(super) fn coco(bytes: &[u8]) -> Entries {
+    let file: Coco = serde_json::from_slice(bytes)?;
+    let mut entries: Vec<Result<Entry, Problem>> = Vec::with_capacity(file.images.len());
+    let mut position = HashMap::with_capacity(file.images.len());
+    for image in file.images {
+        position.insert(image.id, entries.len());
+        entries.push(Ok(Entry {
+            image: image.file_name,
+            captions: Vec::new(),
+            question: None,
+            image_id: Some(image.id.to_string()),
+            image_index: 0,
+        }));
+    }
+    for note in file.annotations {
+        match position.get(&note.image_id).map(|&i| &mut entries[i]) {
+            Some(Ok(entry)) => entry.captions.push(note.caption),
+            _ => entries.push(Err(Problem::MissingImage)),
+        }
+    }
+    Ok(entries)
+}
+
+#[derive(Deserialize)]
+struct VqaQuestions {
+    #[serde(default)]
+    data_subtype: String,
+    questions: Vec<VqaQuestion>,
+}
+
+#[derive(Deserialize)]
+struct VqaQuestion {
+    image_id: u64,
+    question: String,
+    question_id: u64,
+}
+
+#[derive(Deserialize)]
+struct VqaAnnotations {
+    annotations: Vec<VqaAnnotation>,
+}
+
+#[derive(Deserialize)]
+struct VqaAnnotation {
+    question_id: u64,
+    answers: Vec<VqaAnswer>,
+}
+
+#[derive(Deserialize)]
+struct VqaAnswer {
+    answer: String,
+}
+
+/// `v2_OpenEnded_mscoco_*_questions.json` with `v2_mscoco_*_annotations.json`; OK-VQA has the same layout.
+pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
+    let file: VqaQuestions = serde_json::from_slice(questions)?;
+    let mut answers: HashMap<u64, Vec<String>> = HashMap::new();
+    if let Some(bytes) = annotations {
+        let notes: VqaAnnotations = serde_json::from_slice(bytes)?;
+        answers.extend(
+            notes
+                .annotations
+                .into_iter()
+                .map(|n| (n.question_id, n.answers.into_iter().map(|a| a.answer).collect())),
+        );
+    }
+    // test-dev is a part of the test2015 pictures
+    let folder = if file.data_subtype == "test-dev2015" {
+        "test2015"
+    } else {
+        file.data_subtype.as_str()
+    };
+    Ok(file
+        .questions
+        .into_iter()
+        .map(|q| {
+            Ok(Entry {
+                image: format!("{folder}/COCO_{folder}_{:012}.jpg", q.image_id),
+                captions: Vec::new(),
+                question: Some(Box::new(Question {
+                    text: q.question,
+                    id: Some(q.question_id.to_string()),
+                    answers: answers
+                        .get(&q.question_id)
+                        .map(|a| weigh_answers(a))
+                        .unwrap_or_default(),
+                    ..Question::default()
+                })),
+                image_id: Some(q.image_id.to_string()),
+                image_index: 0,
+            })
+        })
+        .collect())
+}
