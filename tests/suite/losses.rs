@@ -97,7 +97,9 @@ fn fill<B: Backend, M: Module<B>>(
 ) -> M {
     params::replace(module, |info| {
         let path = path(&info.name);
-        let value = values.get(&path).unwrap_or_else(|| panic!("{path} is not in the fixture"));
+        let value = values
+            .get(&path)
+            .unwrap_or_else(|| panic!("{path} is not in the fixture"));
         Some(TensorData::new(value.clone(), info.shape.clone()))
     })
 }
@@ -108,7 +110,9 @@ fn stage1_bridge<B: Kernels>(device: &B::Device) -> Bridge<Ad<B>> {
     let shared = sizes["shared"].as_u64().expect("a size") as usize;
     let config = BridgeConfig::stage1(qformer("stage1"), queries, 1e-5, shared);
     let values = by_path(tensors(&case("stage1_weights"), ""));
-    fill(config.init::<Ad<B>>(device), &values, |name| format!("bridge.{name}"))
+    fill(config.init::<Ad<B>>(device), &values, |name| {
+        format!("bridge.{name}")
+    })
 }
 
 fn vit() -> VisionConfig {
@@ -134,7 +138,10 @@ fn text(file: &Expected, ids: &str, mask: &str) -> TextBatch {
     let mask = file.ints(mask).into_iter();
     TextBatch {
         ids: file.ints(ids),
-        mask: PadMask::new(mask.map(|row| row.into_iter().map(|m| m == 1).collect()).collect()),
+        mask: PadMask::new(
+            mask.map(|row| row.into_iter().map(|m| m == 1).collect())
+                .collect(),
+        ),
     }
 }
 
@@ -271,7 +278,11 @@ fn run_stage1<B: Kernels>(
         .with_negatives(negatives);
     let normaliser = normaliser.unwrap_or(stage.target_count(batch) as f64);
     stage
-        .step(&stage1_bridge::<B>(device), batch, &context(normaliser, collective))
+        .step(
+            &stage1_bridge::<B>(device),
+            batch,
+            &context(normaliser, collective),
+        )
         .expect("step")
 }
 
@@ -279,9 +290,20 @@ fn one_process<B: Kernels>(device: &B::Device) {
     for name in ["stage1_one_rank", "stage1_image_ids", "stage1_two_ranks_as_one"] {
         let file = case(name);
         let batch = pairs(&file);
-        let out = run_stage1::<B>(options(&batch), &batch, negatives(&file, 0), None, &Single, device);
+        let out = run_stage1::<B>(
+            options(&batch),
+            &batch,
+            negatives(&file, 0),
+            None,
+            &Single,
+            device,
+        );
         for (part, loss) in losses(&out) {
-            check_loss(&format!("{name} {part}"), loss, file.values(&format!("loss.{part}")).0[0]);
+            check_loss(
+                &format!("{name} {part}"),
+                loss,
+                file.values(&format!("loss.{part}")).0[0],
+            );
         }
         check_gradients::<B>(name, &out.gradients, &file);
     }
@@ -300,7 +322,11 @@ fn each_loss_alone<B: Kernels>(device: &B::Device) {
             ..options(&batch)
         };
         let out = run_stage1::<B>(config, &batch, negatives(&input, 0), None, &Single, device);
-        check_loss(part, losses(&out)[part], file.values(&format!("loss.{part}")).0[0]);
+        check_loss(
+            part,
+            losses(&out)[part],
+            file.values(&format!("loss.{part}")).0[0],
+        );
         check_gradients::<B>(part, &out.gradients, &file);
     }
 }
@@ -354,7 +380,8 @@ fn two_processes_equal_one<B: Kernels>(device: &B::Device) {
             images: all.images[own.clone()].to_vec(),
             texts: all.texts[own].to_vec(),
         };
-        let stage = Stage1::<Ad<B>, Bridge<Ad<B>>>::new(unused_encoder::<B>(device), options(&mine), device.clone());
+        let stage =
+            Stage1::<Ad<B>, Bridge<Ad<B>>>::new(unused_encoder::<B>(device), options(&mine), device.clone());
         let whole = stage.target_count(&batch) as f64;
         run_stage1::<B>(options(&mine), &mine, negatives, Some(whole / 2.0), me, device)
     });
@@ -370,13 +397,17 @@ fn fine_tuning<B: Kernels>(device: &B::Device) {
     let batch = pairs(&file);
     let values = by_path(tensors(&case("stage1_vit_weights"), ""));
     let module = WithEncoder {
-        encoder: fill(vit().init::<Ad<B>>(device), &values, |name| format!("vision.{name}")),
+        encoder: fill(vit().init::<Ad<B>>(device), &values, |name| {
+            format!("vision.{name}")
+        }),
         bridge: stage1_bridge::<B>(device),
     };
     let stage = Stage1::<Ad<B>, WithEncoder<Ad<B>>>::new((), options(&batch), device.clone())
         .with_negatives(negatives(&file, 0));
     let count = stage.target_count(&batch) as f64;
-    let out = stage.step(&module, &batch, &context(count, &Single)).expect("step");
+    let out = stage
+        .step(&module, &batch, &context(count, &Single))
+        .expect("step");
     for (part, loss) in losses(&out) {
         check_loss(&part, loss, file.values(&format!("loss.{part}")).0[0]);
     }
@@ -402,7 +433,9 @@ fn stage2_bridge<B: Kernels>(weights: &str, width: usize, device: &B::Device) ->
     let queries = json("sizes")["stage2"]["queries"].as_u64().expect("a size") as usize;
     let config = BridgeConfig::stage2(qformer("stage2"), queries, 1e-5, width);
     let values = by_path(tensors(&case(weights), ""));
-    fill(config.init::<Ad<B>>(device), &values, |name| format!("bridge.{name}"))
+    fill(config.init::<Ad<B>>(device), &values, |name| {
+        format!("bridge.{name}")
+    })
 }
 
 fn check_stage2<B: Kernels>(label: &str, family: &str, width: usize, batch: &LmBatch, device: &B::Device) {
@@ -410,9 +443,12 @@ fn check_stage2<B: Kernels>(label: &str, family: &str, width: usize, batch: &LmB
     let llm = Frozen::new::<Ad<B>>(language_model::<B>(&format!("{family}_lm"), device));
     let module = stage2_bridge::<B>(&format!("{family}_weights"), width, device);
     let options = Stage2Config { llm_dropout: false };
-    let stage = Stage2::<Ad<B>, Bridge<Ad<B>>, _>::new(unused_encoder::<B>(device), llm, options, device.clone());
+    let stage =
+        Stage2::<Ad<B>, Bridge<Ad<B>>, _>::new(unused_encoder::<B>(device), llm, options, device.clone());
     let count = target_count(&batch.labels) as f64;
-    let out = stage.step(&module, batch, &context(count, &Single)).expect("step");
+    let out = stage
+        .step(&module, batch, &context(count, &Single))
+        .expect("step");
     check_loss(label, losses(&out)["lm"], file.values("loss.lm").0[0]);
     check_gradients::<B>(label, &out.gradients, &file);
 }

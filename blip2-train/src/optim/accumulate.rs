@@ -59,7 +59,11 @@ pub fn average_over_processes<B: Backend>(
     let present = Tensor::from_data(TensorData::new(present, [infos.len()]), device);
     let present = host(collective.all_reduce_sum(present)?);
     let mut averaged = Named::new();
-    for info in infos.iter().zip(present).filter_map(|(info, n)| (n > 0.0).then_some(info)) {
+    for info in infos
+        .iter()
+        .zip(present)
+        .filter_map(|(info, n)| (n > 0.0).then_some(info))
+    {
         let gradient = gradients.remove(&info.name);
         let gradient = gradient.unwrap_or_else(|| Tensor::zeros([info.len()], device));
         averaged.insert(info.name.clone(), collective.all_reduce_mean(gradient)?);

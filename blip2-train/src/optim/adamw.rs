@@ -88,7 +88,11 @@ impl<B: Backend> AdamW<B> {
                 return value;
             };
             let group = groups.group(info);
-            let decay = if group.decay { self.config.weight_decay } else { 0.0 };
+            let decay = if group.decay {
+                self.config.weight_decay
+            } else {
+                0.0
+            };
             self.update(&info.name, value, gradient, lr * group.lr_scale, decay)
         })
     }
@@ -101,7 +105,9 @@ impl<B: Backend> AdamW<B> {
         lr: f64,
         decay: f64,
     ) -> Tensor<B, 1> {
-        let AdamWConfig { beta1, beta2, eps, .. } = self.config;
+        let AdamWConfig {
+            beta1, beta2, eps, ..
+        } = self.config;
         let old = self.state.remove(name).unwrap_or_else(|| {
             let zeros = Tensor::zeros(gradient.shape(), (&gradient.device(), gradient.dtype()));
             Moments {

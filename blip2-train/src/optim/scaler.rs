@@ -100,6 +100,9 @@ mod tests {
         assert_eq!(scaler.update(true), Verdict::Apply);
         assert_eq!(scaler.scale(), 4.0);
         let verdicts: Vec<_> = (0..4).map(|_| scaler.update(false)).collect();
-        assert_eq!(verdicts, [Verdict::Skip, Verdict::Skip, Verdict::Skip, Verdict::Broken]);
+        assert_eq!(
+            verdicts,
+            [Verdict::Skip, Verdict::Skip, Verdict::Skip, Verdict::Broken]
+        );
     }
 }

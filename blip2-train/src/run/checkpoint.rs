@@ -47,7 +47,9 @@ pub enum CheckpointError {
     #[error(transparent)]
     Weights(#[from] Box<WeightsError>),
     /// `state.json` is not what this version writes.
-    #[error("{path}: {source}; it was written by another version or damaged, resume from an older checkpoint")]
+    #[error(
+        "{path}: {source}; it was written by another version or damaged, resume from an older checkpoint"
+    )]
     State {
         /// The file.
         path: PathBuf,
@@ -96,7 +98,9 @@ pub enum CheckpointError {
         part: String,
     },
     /// The data source does not take the cursor.
-    #[error("the data source does not accept the checkpoint's position; resume with the same data configuration")]
+    #[error(
+        "the data source does not accept the checkpoint's position; resume with the same data configuration"
+    )]
     Cursor(#[source] super::SourceError),
 }
 
@@ -271,7 +275,9 @@ impl CheckpointStore {
     /// Steps of the checkpoints, ascending.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let names = self.names()?;
-        let steps = names.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok());
+        let steps = names
+            .iter()
+            .filter_map(|name| name.strip_prefix("step-")?.parse().ok());
         let mut steps: Vec<u64> = steps.collect();
         steps.sort_unstable();
         Ok(steps)
@@ -479,7 +485,9 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(run.path(), 3).unwrap();
         store.save(contents(1, None)).unwrap();
-        store.save(contents(1, Some(Best { step: 1, value: 2.0 }))).unwrap();
+        store
+            .save(contents(1, Some(Best { step: 1, value: 2.0 })))
+            .unwrap();
         assert_eq!(store.latest().unwrap().0.unwrap().state.best.unwrap().value, 2.0);
     }
 }

@@ -78,7 +78,9 @@ pub enum FeatureError {
         path: PathBuf,
     },
     /// The checksum differs.
-    #[error("features of `{key}` in {path} are damaged; delete that shard's entry from index.json and compute it again")]
+    #[error(
+        "features of `{key}` in {path} are damaged; delete that shard's entry from index.json and compute it again"
+    )]
     Damaged {
         /// Sample key.
         key: String,
@@ -276,7 +278,10 @@ impl FeatureStore {
             }
             shards.push((path, tensor));
             let sums = shard.keys.into_iter().zip(shard.crc32c);
-            rows.extend(sums.enumerate().map(|(row, (key, sum))| (key, (number, row, sum))));
+            rows.extend(
+                sums.enumerate()
+                    .map(|(row, (key, sum))| (key, (number, row, sum))),
+            );
         }
         Ok(Self {
             folder: folder.to_owned(),
@@ -317,7 +322,11 @@ impl FeatureStore {
             bytes.extend_from_slice(row);
         }
         let shape = [keys.len(), self.meta.tokens, self.meta.width];
-        Ok(Images::Features(TensorData::from_bytes_vec(bytes, shape, BurnDType::F16)))
+        Ok(Images::Features(TensorData::from_bytes_vec(
+            bytes,
+            shape,
+            BurnDType::F16,
+        )))
     }
 }
 
@@ -399,7 +408,10 @@ mod tests {
         assert!(store.images(&keys(0..1)).is_ok());
         let error = store.images(&keys(1..2)).unwrap_err();
         assert!(matches!(error, FeatureError::Damaged { key, .. } if key == "pair-1"));
-        assert!(matches!(store.images(&keys(2..3)), Err(FeatureError::Missing { .. })));
+        assert!(matches!(
+            store.images(&keys(2..3)),
+            Err(FeatureError::Missing { .. })
+        ));
     }
 
     #[test]
@@ -413,7 +425,10 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let mut writer = FeatureWriter::open(folder.path(), meta()).unwrap();
-        let tokens: Vec<f32> = frozen_tokens(&encoder, pixels, &device).into_data().iter::<f32>().collect();
+        let tokens: Vec<f32> = frozen_tokens(&encoder, pixels, &device)
+            .into_data()
+            .iter::<f32>()
+            .collect();
         for (key, row) in batch.keys().iter().zip(tokens.chunks(60)) {
             writer.push(key, row).unwrap();
         }
@@ -426,7 +441,10 @@ mod tests {
         let stage = Stage2::<Ad, Bridge<Ad>, _>::new(encoder, llm, options, device);
         let step = context(stage.target_count(&batch) as f64);
         let loss = |batch: &_| -> f32 {
-            stage.step(&module, batch, &step).unwrap().losses[0].1.clone().into_scalar()
+            stage.step(&module, batch, &step).unwrap().losses[0]
+                .1
+                .clone()
+                .into_scalar()
         };
         let computed = loss(&batch);
         batch.images = store.images(batch.keys()).unwrap();

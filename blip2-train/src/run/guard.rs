@@ -31,7 +31,10 @@ pub struct MicroBatch<'a> {
 
 /// Writes the report into the run folder and returns its path.
 pub fn write(folder: &Path, report: &Report<'_>) -> Result<PathBuf, RunError> {
-    let path = folder.join(format!("nonfinite-step-{:08}-rank-{}.json", report.step, report.rank));
+    let path = folder.join(format!(
+        "nonfinite-step-{:08}-rank-{}.json",
+        report.step, report.rank
+    ));
     let text = serde_json::to_string_pretty(report).unwrap_or_default();
     write_atomically(&path, text.as_bytes()).map_err(RunError::io(&path))?;
     Ok(path)
@@ -41,7 +44,10 @@ pub fn write(folder: &Path, report: &Report<'_>) -> Result<PathBuf, RunError> {
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".")
+        .suffix(".tmp")
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;

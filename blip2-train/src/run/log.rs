@@ -50,7 +50,10 @@ impl MetricsLog {
         let io = || RunError::io(&self.path);
         self.file.write_all(text.as_bytes()).map_err(io())?;
         let tags: Vec<String> = values.iter().map(|(name, _)| format!("{kind}/{name}")).collect();
-        let scalars = tags.iter().zip(values).map(|(tag, (_, value))| (tag.as_str(), *value));
+        let scalars = tags
+            .iter()
+            .zip(values)
+            .map(|(tag, (_, value))| (tag.as_str(), *value));
         self.events.scalars(step, scalars).map_err(io())
     }
 }

@@ -44,7 +44,10 @@ impl Progress {
 
     /// Numbers of a logged step.
     pub fn numbers(&self, step: u64, values: &[(String, f64)]) {
-        let text: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let text: Vec<String> = values
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.4}"))
+            .collect();
         match &self.bar {
             _ if self.quiet => {}
             Some(bar) => bar.set_message(text.join("  ")),

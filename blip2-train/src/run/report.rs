@@ -106,7 +106,9 @@ fn draw(svg: &mut String, points: &[(f64, f64)]) -> Option<()> {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -119,7 +121,8 @@ mod tests {
         let mut log = log::MetricsLog::open(run.path(), 0).unwrap();
         for step in 1..=3 {
             let loss = if step == 2 { f64::NAN } else { 1.0 / step as f64 };
-            log.write(step, "train", &[("loss".into(), loss), ("a<b".into(), 2.0)]).unwrap();
+            log.write(step, "train", &[("loss".into(), loss), ("a<b".into(), 2.0)])
+                .unwrap();
         }
         log.write(3, "validation", &[("CIDEr".into(), 1.4)]).unwrap();
         let page = std::fs::read_to_string(write(run.path()).unwrap()).unwrap();

@@ -135,7 +135,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(folder.path(), 3).unwrap();
         writer.scalars(300, [("train/loss", 0.5), ("lr", 1e-4)]).unwrap();
-        let path = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let path = std::fs::read_dir(folder.path())
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
         let bytes = std::fs::read(path).unwrap();
         let mut rest = bytes.as_slice();
         let mut records = Vec::new();

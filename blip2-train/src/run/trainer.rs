@@ -269,9 +269,16 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
         let step = self.step;
         let fail = |source| RunError::Stage { step, source };
         let batches = (0..self.config.accumulate)
-            .map(|_| source.next_batch().map_err(|source| RunError::Source { step, source }))
+            .map(|_| {
+                source
+                    .next_batch()
+                    .map_err(|source| RunError::Source { step, source })
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        let counts: Vec<f64> = batches.iter().map(|b| self.stage.target_count(b) as f64).collect();
+        let counts: Vec<f64> = batches
+            .iter()
+            .map(|b| self.stage.target_count(b) as f64)
+            .collect();
         let collective = self.parts.collective;
         let world = collective.world_size() as f64;
         let mean_count = collective.sum(counts.iter().sum(), &self.device)? / (world * batches.len() as f64);
@@ -333,7 +340,9 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
             None => gradients,
         };
         let module = self.module.clone();
-        self.module = self.optimizer.step::<B, _>(module, gradients, rate, &self.parts.groups);
+        self.module = self
+            .optimizer
+            .step::<B, _>(module, gradients, rate, &self.parts.groups);
     }
 
     /// Mean over micro-batches and processes.
@@ -346,11 +355,19 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
         let local: Vec<f32> = (0..names.len()).map(|i| mean(i) as f32).collect();
         let collective = self.parts.collective;
         if collective.world_size() == 1 {
-            return Ok(names.iter().enumerate().map(|(i, name)| (*name, mean(i))).collect());
+            return Ok(names
+                .iter()
+                .enumerate()
+                .map(|(i, name)| (*name, mean(i)))
+                .collect());
         }
         let local = Tensor::from_data(TensorData::new(local, [names.len()]), &self.device);
         let mean = params::to_host(&collective.all_reduce_mean(local)?);
-        Ok(names.iter().zip(mean).map(|(name, loss)| (*name, f64::from(loss))).collect())
+        Ok(names
+            .iter()
+            .zip(mean)
+            .map(|(name, loss)| (*name, f64::from(loss)))
+            .collect())
     }
 
     fn not_finite(
@@ -389,12 +406,18 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
         let steps = (self.step - since.1).max(1) as f64;
         let total: f64 = numbers.losses.iter().map(|(_, loss)| loss).sum();
         let mut values = vec![("loss".to_string(), total)];
-        let parts = numbers.losses.iter().map(|(name, loss)| (name.to_string(), *loss));
+        let parts = numbers
+            .losses
+            .iter()
+            .map(|(name, loss)| (name.to_string(), *loss));
         values.extend(parts);
         values.push(("learning_rate".into(), numbers.rate));
         values.push(("gradient_norm".into(), numbers.norm));
         values.push(("seconds_per_step".into(), seconds / steps));
-        values.push(("images_per_second".into(), (self.samples - since.2) as f64 / seconds));
+        values.push((
+            "images_per_second".into(),
+            (self.samples - since.2) as f64 / seconds,
+        ));
         if let Some((flops, peak)) = self.config.flops {
             values.push(("flops_utilisation".into(), flops * steps / seconds / peak));
         }
@@ -468,14 +491,21 @@ fn due(every: u64, step: u64) -> bool {
 fn read_losses<B: AutodiffBackend>(
     losses: Vec<crate::stage::LossParts<B::InnerBackend>>,
 ) -> (Vec<&'static str>, Vec<Vec<f64>>) {
-    let names: Vec<_> = losses.first().into_iter().flatten().map(|(name, _)| *name).collect();
+    let names: Vec<_> = losses
+        .first()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| *name)
+        .collect();
     let width = names.len().max(1);
     let all: Vec<_> = losses.into_iter().flatten().map(|(_, loss)| loss).collect();
     if all.is_empty() {
         return (names, Vec::new());
     }
     let values = params::to_host(&Tensor::cat(all, 0));
-    let rows = values.chunks(width).map(|row| row.iter().map(|&v| f64::from(v)).collect());
+    let rows = values
+        .chunks(width)
+        .map(|row| row.iter().map(|&v| f64::from(v)).collect());
     (names, rows.collect())
 }
 

@@ -166,10 +166,7 @@ where
             Images::Pixels(pixels) => frozen_tokens(encoder, pixels, device),
             Images::Features(tokens) => Tensor::from_data(tokens.clone(), (device, DType::F32)),
         };
-        Self {
-            tokens,
-            graph: None,
-        }
+        Self { tokens, graph: None }
     }
 }
 
@@ -181,10 +178,7 @@ impl<B: AutodiffBackend> Encoded<B> {
     }
 
     /// Crosses the border with the pictures of all processes, `[K, N, C]`.
-    pub fn global(
-        self,
-        collective: &dyn Collective<B::InnerBackend>,
-    ) -> Result<Border<B>, StageError> {
+    pub fn global(self, collective: &dyn Collective<B::InnerBackend>) -> Result<Border<B>, StageError> {
         let [batch, count, width] = self.tokens.dims();
         let rows = collective.all_gather_rows(self.tokens.reshape([batch, count * width]))?;
         let global = rows.dims()[0];
@@ -235,10 +229,7 @@ impl<B: AutodiffBackend> Border<B> {
     ) -> Result<StepOutput<B>, StageError> {
         let mut gradients = Named::new();
         if step.train {
-            let total = losses
-                .iter()
-                .map(|(_, loss)| loss.clone())
-                .reduce(|a, b| a + b);
+            let total = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
             if let Some(total) = total {
                 let mut grads = (total * step.loss_scale).backward();
                 gradients = params::gradients(module, &mut grads);

@@ -32,7 +32,9 @@ impl Default for LoraConfig {
         Self {
             rank: 8,
             alpha: 16.0,
-            projections: ["query", "value", "q_proj", "v_proj", "q", "v"].map(String::from).to_vec(),
+            projections: ["query", "value", "q_proj", "v_proj", "q", "v"]
+                .map(String::from)
+                .to_vec(),
         }
     }
 }
@@ -91,9 +93,11 @@ impl<B: Backend> Adapters<B> {
             targets: found.into_iter().map(|info| info.name).collect(),
             scale: config.alpha / config.rank as f64,
         };
-        Ok(initialise(adapters, seed, |info, _| match info.name.ends_with(".a") {
-            true => Draw::Uniform((info.shape[1] as f64).powf(-0.5)),
-            false => Draw::Constant(0.0),
+        Ok(initialise(adapters, seed, |info, _| {
+            match info.name.ends_with(".a") {
+                true => Draw::Uniform((info.shape[1] as f64).powf(-0.5)),
+                false => Draw::Constant(0.0),
+            }
         }))
     }
 
@@ -124,7 +128,9 @@ impl<B: Backend> Adapters<B> {
 
 /// No parameter of the module has one of these names.
 #[derive(Debug, thiserror::Error)]
-#[error("no attention projection is called one of {projections:?}; the Q-Former has query, key, value, dense, OPT q_proj, k_proj, v_proj, out_proj, T5 q, k, v, o")]
+#[error(
+    "no attention projection is called one of {projections:?}; the Q-Former has query, key, value, dense, OPT q_proj, k_proj, v_proj, out_proj, T5 q, k, v, o"
+)]
 pub struct NoTargets {
     projections: Vec<String>,
 }
@@ -220,7 +226,9 @@ pub use adapted::{AdaptedBridge, BridgeAdapters, WithLanguageAdapters, adapt_bri
 /// Weights of a module on the host, for comparing or exporting a merged one.
 pub fn merged_values<B: AutodiffBackend, M: Module<B>>(module: &M) -> BTreeMap<String, Vec<f32>> {
     let values = params::values(module).into_iter();
-    values.map(|(name, value)| (name, params::to_host(&value))).collect()
+    values
+        .map(|(name, value)| (name, params::to_host(&value)))
+        .collect()
 }
 
 #[cfg(test)]

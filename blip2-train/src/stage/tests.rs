@@ -267,7 +267,11 @@ fn one_pair_alone_trains_without_negatives() {
     let itc: f32 = out.losses[0].1.clone().into_scalar();
     // one candidate: exactly 0 but for the order of additions in the smoothing
     assert!(itc.abs() < 1e-6);
-    assert!(out.gradients.values().all(|g| params::to_host(g).iter().all(|v| v.is_finite())));
+    assert!(
+        out.gradients
+            .values()
+            .all(|g| params::to_host(g).iter().all(|v| v.is_finite()))
+    );
 }
 
 #[test]

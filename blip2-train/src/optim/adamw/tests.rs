@@ -19,7 +19,10 @@ struct Toy<B: Backend> {
 }
 
 fn fixture() -> SafetensorsFile {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/optim/adamw.safetensors");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/optim/adamw.safetensors"
+    );
     SafetensorsFile::open(std::path::Path::new(path)).unwrap()
 }
 

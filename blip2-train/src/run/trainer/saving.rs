@@ -124,8 +124,16 @@ impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
         for info in &self.infos {
             expected.insert(self.file_name(info)?, &info.shape);
         }
-        let missing: Vec<_> = expected.keys().filter(|n| !model.contains_key(*n)).cloned().collect();
-        let unknown: Vec<_> = model.keys().filter(|n| !expected.contains_key(*n)).cloned().collect();
+        let missing: Vec<_> = expected
+            .keys()
+            .filter(|n| !model.contains_key(*n))
+            .cloned()
+            .collect();
+        let unknown: Vec<_> = model
+            .keys()
+            .filter(|n| !expected.contains_key(*n))
+            .cloned()
+            .collect();
         let reshaped: Vec<_> = expected
             .iter()
             .filter_map(|(name, shape)| {

@@ -103,7 +103,11 @@ fn captioning() -> (Captioning, Module) {
 }
 
 fn contrasting(dropout: bool) -> (Stage1<Ad, Module>, Module) {
-    let sizes = if dropout { qformer() } else { without_dropout(qformer()) };
+    let sizes = if dropout {
+        qformer()
+    } else {
+        without_dropout(qformer())
+    };
     let options = Stage1Config {
         dec_token: DEC,
         ..Stage1Config::default()
@@ -114,7 +118,9 @@ fn contrasting(dropout: bool) -> (Stage1<Ad, Module>, Module) {
 
 fn host_values(module: &Module) -> BTreeMap<String, Vec<f32>> {
     let values = params::values(module).into_iter();
-    values.map(|(name, value)| (name, params::to_host(&value))).collect()
+    values
+        .map(|(name, value)| (name, params::to_host(&value)))
+        .collect()
 }
 
 /// How far apart two runs from `start` have come, relative to how far they went (Euclidean norms).
@@ -151,7 +157,9 @@ fn accumulated_micro_batches_equal_one_large_batch() {
     let error = distance(&captioning().1, &whole, &parts);
     assert!(error < 1e-3, "{error}");
     // and the batches differ in their token counts, so a mean of means would be something else
-    let counts: Vec<_> = (0..3).map(|i| captioning().0.target_count(&captions(2 * i, 2))).collect();
+    let counts: Vec<_> = (0..3)
+        .map(|i| captioning().0.target_count(&captions(2 * i, 2)))
+        .collect();
     assert!(counts.iter().any(|&n| n != counts[0]), "{counts:?}");
 }
 
@@ -168,7 +176,9 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
     let losses = |run: &str| -> Vec<f64> {
         let rows = super::super::log::read(&folder.path().join(run)).unwrap();
         let names = ["itc", "itm", "itg", "gradient_norm"];
-        rows.iter().flat_map(|row| names.map(|name| row[name].as_f64().unwrap())).collect()
+        rows.iter()
+            .flat_map(|row| names.map(|name| row[name].as_f64().unwrap()))
+            .collect()
     };
     let four = local::run(4, |me| {
         let (stage, module) = contrasting(false);
@@ -187,7 +197,11 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
         trainer.module().clone()
     });
     for module in &four[1..] {
-        assert_eq!(host_values(module), host_values(&four[0]), "processes drifted apart");
+        assert_eq!(
+            host_values(module),
+            host_values(&four[0]),
+            "processes drifted apart"
+        );
     }
     for (one, four) in losses("one").iter().zip(losses("four")) {
         assert!((one - four).abs() < 1e-5 * one, "{one} and {four}");
@@ -270,10 +284,18 @@ fn a_step_that_is_not_finite_stops_the_run_and_names_the_samples() {
         panic!("{error}");
     };
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
-    assert_eq!(report["micro_batches"][0]["keys"], serde_json::json!(["pair-4", "pair-5"]));
+    assert_eq!(
+        report["micro_batches"][0]["keys"],
+        serde_json::json!(["pair-4", "pair-5"])
+    );
     assert_eq!(report["micro_batches"][0]["losses"][0][1], "NaN");
     // the weights are still those of the last good step
-    assert!(host_values(trainer.module()).values().flatten().all(|v| v.is_finite()));
+    assert!(
+        host_values(trainer.module())
+            .values()
+            .flatten()
+            .all(|v| v.is_finite())
+    );
 }
 
 #[test]
@@ -347,7 +369,12 @@ fn child() {
     };
     let parts = RunParts::new(Path::new(&folder), keys());
     let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
-    trainer.run(&mut Counter::new(3, pairs as fn(usize, usize) -> PairBatch), &mut ()).unwrap();
+    trainer
+        .run(
+            &mut Counter::new(3, pairs as fn(usize, usize) -> PairBatch),
+            &mut (),
+        )
+        .unwrap();
 }
 
 fn spawn(folder: &Path, steps: u64, pause: &str) -> std::process::Child {
@@ -393,7 +420,11 @@ fn kill_and_compare(kills: usize, steps: u64) {
         done += 1;
         let names = std::fs::read_dir(rough.join("checkpoints"));
         let names = names.into_iter().flatten().flatten();
-        during_write += usize::from(names.into_iter().any(|e| e.file_name().to_string_lossy().starts_with('.')));
+        during_write += usize::from(
+            names
+                .into_iter()
+                .any(|e| e.file_name().to_string_lossy().starts_with('.')),
+        );
     }
     assert!(spawn(&rough, steps, "0").wait().unwrap().success());
     eprintln!("{done} kills, {during_write} of them during a checkpoint");

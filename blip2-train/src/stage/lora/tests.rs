@@ -22,8 +22,13 @@ fn loss<M: Trainable<Ad, Encoder = blip2_model::vision::AnyEncoder<Flex>>>(modul
     let options = Stage2Config { llm_dropout: false };
     let stage = Stage2::<Ad, M, _>::new(encoder(&device()), llm, options, device());
     let batch = captions(0, 3);
-    let out = stage.step(module, &batch, &context(stage.target_count(&batch) as f64)).unwrap();
-    let moved = out.gradients.iter().filter(|(_, g)| params::to_host(g).iter().any(|&v| v != 0.0));
+    let out = stage
+        .step(module, &batch, &context(stage.target_count(&batch) as f64))
+        .unwrap();
+    let moved = out
+        .gradients
+        .iter()
+        .filter(|(_, g)| params::to_host(g).iter().any(|&v| v != 0.0));
     let moved = moved.map(|(name, _)| name.clone()).collect();
     (params::to_host(&out.losses[0].1)[0], moved)
 }
