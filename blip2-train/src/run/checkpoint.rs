@@ -347,8 +347,11 @@ pub fn load_state(folder: &Path) -> Result<Found, CheckpointError> {
     })
 }
 
-/// Tensors of a file: name -> shape and f32 values.
-pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>, CheckpointError> {
+/// Name -> shape and f32 values.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// All tensors of a file.
+pub fn read_tensors(path: &Path) -> Result<Tensors, CheckpointError> {
     let file = SafetensorsFile::open(path)?;
     let mut tensors = BTreeMap::new();
     for info in file.infos() {

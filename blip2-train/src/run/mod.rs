@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod crc32c;
 pub mod feature_cache;
 pub mod fingerprint;
+pub mod flops;
 pub mod guard;
 pub mod interrupt;
 pub mod log;
@@ -21,11 +22,13 @@ pub mod report;
 pub mod source;
 pub mod tfevents;
 pub mod trainer;
+pub mod validation;
 
 pub use checkpoint::{CheckpointError, CheckpointStore};
 pub use interrupt::Interrupt;
 pub use source::{BatchSource, SourceError};
-pub use trainer::{Outcome, Trainer, TrainerConfig, Validate};
+pub use trainer::{Outcome, RunParts, Trainer, TrainerConfig};
+pub use validation::{LossValidation, Validate};
 
 /// Why a run stopped before its last step.
 #[derive(Debug, thiserror::Error)]
@@ -92,3 +95,6 @@ impl RunError {
         move |source| Self::Io { path, source }
     }
 }
+
+#[cfg(test)]
+mod real_width;

@@ -14,7 +14,8 @@ use super::checkpoint::{
 };
 use super::log::MetricsLog;
 use super::progress::Progress;
-use super::{BatchSource, Interrupt, RunError, SourceError, guard, memory};
+use super::validation::{Moment, Validate};
+use super::{BatchSource, Interrupt, RunError, guard, memory};
 use crate::distributed::{Collective, Single};
 use crate::optim::adamw::Moments;
 use crate::optim::scaler::Verdict;
@@ -80,19 +81,6 @@ pub struct TrainerConfig {
     /// Floating-point operations of one step of this process and the most it could do in a second, for
     /// the utilisation.
     pub flops: Option<(f64, f64)>,
-}
-
-/// Numbers of a validation by name.
-pub trait Validate<M> {
-    /// Measures the module; called on every process.
-    fn validate(&mut self, module: &M, step: u64) -> Result<Vec<(String, f64)>, SourceError>;
-}
-
-/// No validation.
-impl<M> Validate<M> for () {
-    fn validate(&mut self, _module: &M, _step: u64) -> Result<Vec<(String, f64)>, SourceError> {
-        Ok(Vec::new())
-    }
 }
 
 /// How a run ended.
@@ -231,7 +219,7 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
     pub fn run(
         &mut self,
         source: &mut dyn BatchSource<S::Batch>,
-        validation: &mut dyn Validate<S::Module>,
+        validation: &mut dyn Validate<B, S>,
     ) -> Result<Outcome, RunError> {
         if let Some(cursors) = self.resume_cursors.take() {
             // with another number of processes each continues at some old one's place
@@ -437,13 +425,18 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
     fn validate_if_due(
         &mut self,
         log: &mut Option<MetricsLog>,
-        validation: &mut dyn Validate<S::Module>,
+        validation: &mut dyn Validate<B, S>,
     ) -> Result<bool, RunError> {
         if !due(self.config.validate_every, self.step) {
             return Ok(false);
         }
         let step = self.step;
-        let values = validation.validate(&self.module, step);
+        let values = validation.validate(&Moment {
+            stage: &self.stage,
+            module: &self.module,
+            step,
+            collective: self.parts.collective,
+        });
         let values = values.map_err(|source| RunError::Source { step, source })?;
         if let Some(log) = log {
             log.write(step, "validation", &values)?;

@@ -134,8 +134,8 @@ where
         for (name, grad) in gradients.iter_mut() {
             if name.ends_with("self_attn.qkv.bias") {
                 let width = grad.dims()[0] / 3;
-                let zeros = Tensor::zeros([width], &grad.device());
-                *grad = grad.clone().slice_assign([width..2 * width], zeros);
+                let part = |i: usize| grad.clone().narrow(0, i * width, width);
+                *grad = Tensor::cat(vec![part(0), part(1).zeros_like(), part(2)], 0);
             }
         }
     }

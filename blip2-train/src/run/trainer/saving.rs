@@ -119,7 +119,7 @@ impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
         Ok(())
     }
 
-    fn check_names(&self, model: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<(), RunError> {
+    fn check_names(&self, model: &checkpoint::Tensors) -> Result<(), RunError> {
         let mut expected = BTreeMap::new();
         for info in &self.infos {
             expected.insert(self.file_name(info)?, &info.shape);

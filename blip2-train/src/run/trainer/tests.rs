@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::distributed::local;
 use crate::optim::Shape;
+use crate::run::{LossValidation, SourceError};
 use crate::stage::testing::*;
 use crate::stage::{Frozen, Images, LmBatch, PairBatch, Stage1, Stage1Config, Stage2, Stage2Config};
 
@@ -301,9 +302,12 @@ fn a_step_that_is_not_finite_stops_the_run_and_names_the_samples() {
 #[test]
 fn the_best_checkpoint_outlives_newer_ones() {
     struct Peak;
-    impl Validate<Module> for Peak {
-        fn validate(&mut self, _: &Module, step: u64) -> Result<Vec<(String, f64)>, SourceError> {
-            Ok(vec![("score".into(), -(step as f64 - 2.0).abs())])
+    impl Validate<Ad, Captioning> for Peak {
+        fn validate(
+            &mut self,
+            moment: &Moment<'_, Ad, Captioning>,
+        ) -> Result<Vec<(String, f64)>, SourceError> {
+            Ok(vec![("score".into(), -(moment.step as f64 - 2.0).abs())])
         }
     }
     let folder = tempfile::tempdir().unwrap();
@@ -323,6 +327,47 @@ fn the_best_checkpoint_outlives_newer_ones() {
     trainer.run(&mut Counter::new(2, captions), &mut Peak).unwrap();
     let store = CheckpointStore::open(folder.path(), 1).unwrap();
     assert_eq!(store.steps().unwrap(), [2, 5]);
+}
+
+#[test]
+fn held_out_losses_are_those_of_the_batches_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, batches: Vec<LmBatch>| {
+        let (stage, module) = captioning();
+        let config = TrainerConfig {
+            validate_every: 2,
+            ..config(2)
+        };
+        let folder = folder.path().join(name);
+        let parts = RunParts::new(&folder, keys());
+        let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
+        let mut validation = LossValidation::new(batches, 3);
+        trainer
+            .run(&mut Counter::new(2, captions), &mut validation)
+            .unwrap();
+        let rows = super::super::log::read(&folder).unwrap();
+        let row = rows.iter().find(|row| row["kind"] == "validation").unwrap();
+        row["lm"].as_f64().unwrap()
+    };
+    let one = run("one", vec![captions(50, 6)]);
+    let three = run("three", vec![captions(50, 2), captions(52, 2), captions(54, 2)]);
+    // the same sums in another order
+    assert!((one - three).abs() < 1e-5, "{one} and {three}");
+}
+
+#[test]
+fn a_checkpoint_loads_as_a_complete_bridge() {
+    use blip2_model::checkpoint::{DtypePolicy, Loader};
+    use blip2_model::weights::safetensors::SafetensorsFile;
+    let folder = tempfile::tempdir().unwrap();
+    let trained = train_captions(config(2), 2, folder.path());
+    let path = folder.path().join("checkpoints/step-00000002").join(MODEL);
+    let (file, keys) = (SafetensorsFile::open(&path).unwrap(), keys());
+    let mut loader = Loader::new(&file, &keys, DtypePolicy::f32());
+    let fresh = stage2_bridge::<Ad>(without_dropout(qformer()), &device());
+    let loaded = loader.load(fresh, "bridge");
+    loader.finish(false).unwrap();
+    assert_eq!(host_values(&trained), host_values(&loaded));
 }
 
 #[test]
@@ -367,7 +412,10 @@ fn child() {
         accumulate: 2,
         ..config(steps)
     };
-    let parts = RunParts::new(Path::new(&folder), keys());
+    let parts = RunParts {
+        interrupt: Interrupt::on_signals().unwrap(),
+        ..RunParts::new(Path::new(&folder), keys())
+    };
     let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
     trainer
         .run(
@@ -389,8 +437,15 @@ fn spawn(folder: &Path, steps: u64, pause: &str) -> std::process::Child {
         .unwrap()
 }
 
-/// Kills a run `kills` times at random moments, most of them inside a checkpoint, and compares what it
-/// finally reaches with a run that nobody disturbed.
+/// Whether a checkpoint is being written or deleted at this moment.
+fn is_writing(run: &Path) -> bool {
+    let entries = std::fs::read_dir(run.join("checkpoints"));
+    let mut names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.any(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// Kills a run `kills` times, every second time at a random moment of its life, otherwise at a random
+/// moment of a checkpoint, and compares what it finally reaches with a run that nobody disturbed.
 fn kill_and_compare(kills: usize, steps: u64) {
     let folder = tempfile::tempdir().unwrap();
     let calm = folder.path().join("calm");
@@ -400,16 +455,22 @@ fn kill_and_compare(kills: usize, steps: u64) {
 
     let rough = folder.path().join("rough");
     let mut rng = ChaCha8Rng::seed_from_u64(steps);
-    let (mut done, mut during_write) = (0, 0);
-    // a life lasts up to a quarter of the calm run, and longer each time in case that is all start-up
-    for attempt in 1.. {
+    let (mut done, mut attempt, mut during_write) = (0, 0, 0);
+    while done < kills {
+        attempt += 1;
         assert!(attempt < 20 * kills, "the run does not get anywhere");
-        if done == kills {
-            break;
-        }
         let mut child = spawn(&rough, steps, "150");
-        let longest = calm_time.as_micros() as u64 / 4 + 10_000 * attempt as u64;
-        std::thread::sleep(Duration::from_micros(rng.random_range(1000..longest)));
+        if attempt % 2 == 0 {
+            // a life may be all start-up on a busy machine, so lives get longer
+            let longest = calm_time.as_micros() as u64 / 4 + 10_000 * attempt as u64;
+            std::thread::sleep(Duration::from_micros(rng.random_range(1000..longest)));
+        } else {
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..300_000)));
+            while !is_writing(&rough) && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..40_000)));
+        }
         if child.try_wait().unwrap().is_some() {
             // it finished before enough kills: begin again
             std::fs::remove_dir_all(&rough).unwrap();
@@ -418,13 +479,7 @@ fn kill_and_compare(kills: usize, steps: u64) {
         child.kill().unwrap();
         child.wait().unwrap();
         done += 1;
-        let names = std::fs::read_dir(rough.join("checkpoints"));
-        let names = names.into_iter().flatten().flatten();
-        during_write += usize::from(
-            names
-                .into_iter()
-                .any(|e| e.file_name().to_string_lossy().starts_with('.')),
-        );
+        during_write += usize::from(is_writing(&rough));
     }
     assert!(spawn(&rough, steps, "0").wait().unwrap().success());
     eprintln!("{done} kills, {during_write} of them during a checkpoint");
@@ -439,6 +494,29 @@ fn kill_and_compare(kills: usize, steps: u64) {
     let rows = super::super::log::read(&rough).unwrap();
     let logged: Vec<_> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
     assert_eq!(logged, (1..=steps).collect::<Vec<_>>());
+}
+
+/// The first Ctrl-C (or `kill`) ends the step, saves and leaves; going on gives the undisturbed weights.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_step_and_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (calm, asked) = (folder.path().join("calm"), folder.path().join("asked"));
+    let steps = 40;
+    assert!(spawn(&calm, steps, "0").wait().unwrap().success());
+    let mut child = spawn(&asked, steps, "0");
+    while super::super::log::read(&asked).map_or(true, |rows| rows.is_empty()) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be asked to");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(signal.success());
+    assert!(child.wait().unwrap().success());
+    let stopped = *CheckpointStore::open(&asked, 2).unwrap().steps().unwrap().last().unwrap();
+    assert!(stopped < steps, "it did not stop");
+    assert!(spawn(&asked, steps, "0").wait().unwrap().success());
+    let bytes = |run: &Path| std::fs::read(run.join(format!("checkpoints/step-{steps:08}")).join(MODEL)).unwrap();
+    assert!(bytes(&calm) == bytes(&asked));
 }
 
 #[test]
