@@ -9,8 +9,10 @@ use crate::distributed::CollectiveError;
 use crate::stage::StageError;
 
 pub mod checkpoint;
+pub mod collate;
 pub mod crc32c;
 pub mod feature_cache;
+pub mod feed;
 pub mod fingerprint;
 pub mod flops;
 pub mod guard;

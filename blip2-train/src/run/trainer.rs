@@ -20,8 +20,8 @@ use crate::distributed::{Collective, Single};
 use crate::optim::adamw::Moments;
 use crate::optim::scaler::Verdict;
 use crate::optim::{
-    Accumulator, AdamW, AdamWConfig, GroupRule, LossScaler, ScalerConfig, Schedule, average_over_processes,
-    clip_to_norm, global_norm,
+    Accumulator, AdamW, AdamWConfig, GroupRule, LossScaler, ScalerConfig, Schedule, Shape,
+    average_over_processes, clip_to_norm, global_norm,
 };
 use crate::params::{self, Named, ParamInfo};
 use crate::stage::{Batch, Stage, StepContext, Trainable};
@@ -48,9 +48,9 @@ pub struct BestRule {
     pub higher: bool,
 }
 
-/// Options of the loop.
+/// Options of the loop; defaults are stage 1 of the paper, without what depends on the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
     /// Optimizer steps.
     pub steps: u64,
@@ -81,6 +81,33 @@ pub struct TrainerConfig {
     /// Floating-point operations of one step of this process and the most it could do in a second, for
     /// the utilisation.
     pub flops: Option<(f64, f64)>,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            steps: 250_000,
+            accumulate: 1,
+            clip_norm: None,
+            optimizer: AdamWConfig::default(),
+            schedule: Schedule {
+                peak: 1e-4,
+                min: 1e-5,
+                warmup_from: 1e-6,
+                warmup_steps: 2000,
+                shape: Shape::Cosine,
+            },
+            scaler: None,
+            token_mean: TokenMean::Global,
+            seed: 42,
+            log_every: 50,
+            validate_every: 0,
+            checkpoint_every: 1000,
+            keep_last: 2,
+            best: None,
+            flops: None,
+        }
+    }
 }
 
 /// How a run ended.

@@ -15,7 +15,6 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::distributed::local;
-use crate::optim::Shape;
 use crate::run::{LossValidation, SourceError};
 use crate::stage::testing::*;
 use crate::stage::{Frozen, Images, LmBatch, PairBatch, Stage1, Stage1Config, Stage2, Stage2Config};
@@ -440,7 +439,11 @@ fn spawn(folder: &Path, steps: u64, pause: &str) -> std::process::Child {
 /// Whether a checkpoint is being written or deleted at this moment.
 fn is_writing(run: &Path) -> bool {
     let entries = std::fs::read_dir(run.join("checkpoints"));
-    let mut names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut names = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
     names.any(|name| name.to_string_lossy().starts_with('.'))
 }
 
@@ -506,16 +509,28 @@ fn a_signal_ends_the_step_and_saves() {
     assert!(spawn(&calm, steps, "0").wait().unwrap().success());
     let mut child = spawn(&asked, steps, "0");
     while super::super::log::read(&asked).map_or(true, |rows| rows.is_empty()) {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be asked to");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it could be asked to"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
-    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let signal = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(signal.success());
     assert!(child.wait().unwrap().success());
-    let stopped = *CheckpointStore::open(&asked, 2).unwrap().steps().unwrap().last().unwrap();
+    let stopped = *CheckpointStore::open(&asked, 2)
+        .unwrap()
+        .steps()
+        .unwrap()
+        .last()
+        .unwrap();
     assert!(stopped < steps, "it did not stop");
     assert!(spawn(&asked, steps, "0").wait().unwrap().success());
-    let bytes = |run: &Path| std::fs::read(run.join(format!("checkpoints/step-{steps:08}")).join(MODEL)).unwrap();
+    let bytes =
+        |run: &Path| std::fs::read(run.join(format!("checkpoints/step-{steps:08}")).join(MODEL)).unwrap();
     assert!(bytes(&calm) == bytes(&asked));
 }
 
