@@ -20,7 +20,7 @@ use crate::stage::{Images, LmBatch, PairBatch, TextBatch};
 /// Where image tokens come from.
 pub enum Pictures {
     /// Computed from pixels; the transform has been applied by the loader, values are only normalised here.
-    Pixels(ImageProcessor),
+    Pixels(Box<ImageProcessor>),
     /// Read from a store.
     Store(FeatureStore),
 }
@@ -28,10 +28,10 @@ pub enum Pictures {
 impl Pictures {
     /// Normalised with CLIP's mean and deviation.
     pub fn normalised(size: u32) -> Self {
-        Self::Pixels(ImageProcessor::new(ImageProcessorConfig {
+        Self::Pixels(Box::new(ImageProcessor::new(ImageProcessorConfig {
             do_resize: false,
             ..ImageProcessorConfig::blip2(size)
-        }))
+        })))
     }
 
     fn images(&self, examples: &[Example], keys: &[String]) -> Result<Images, SourceError> {

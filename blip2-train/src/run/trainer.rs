@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use blip2_model::checkpoint::Keys;
 use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoint::{
@@ -15,100 +14,15 @@ use super::checkpoint::{
 use super::log::MetricsLog;
 use super::progress::Progress;
 use super::validation::{Moment, Validate};
-use super::{BatchSource, Interrupt, RunError, guard, memory};
+use super::{BatchSource, Interrupt, RunError, guard};
 use crate::distributed::{Collective, Single};
 use crate::optim::adamw::Moments;
 use crate::optim::scaler::Verdict;
 use crate::optim::{
-    Accumulator, AdamW, AdamWConfig, GroupRule, LossScaler, ScalerConfig, Schedule, Shape,
-    average_over_processes, clip_to_norm, global_norm,
+    Accumulator, AdamW, GroupRule, LossScaler, average_over_processes, clip_to_norm, global_norm,
 };
 use crate::params::{self, Named, ParamInfo};
 use crate::stage::{Batch, Stage, StepContext, Trainable};
-
-/// Over what the token losses (generation, language model) are averaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TokenMean {
-    /// Over all tokens of the step, wherever they are: spreading a batch over processes or micro-batches
-    /// changes nothing.
-    #[default]
-    Global,
-    /// Over the tokens of each micro-batch of each process, then over those, as LAVIS does.
-    PerProcess,
-}
-
-/// Which validation number decides about the best checkpoint.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BestRule {
-    /// Its name.
-    pub metric: String,
-    /// Whether larger is better.
-    pub higher: bool,
-}
-
-/// Options of the loop; defaults are stage 1 of the paper, without what depends on the machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainerConfig {
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Micro-batches per step.
-    pub accumulate: usize,
-    /// Largest norm of all gradients together; LAVIS does not clip.
-    pub clip_norm: Option<f64>,
-    /// Optimizer.
-    pub optimizer: AdamWConfig,
-    /// Learning rate.
-    pub schedule: Schedule,
-    /// Loss scaling, for f16 activations.
-    pub scaler: Option<ScalerConfig>,
-    /// See [`TokenMean`].
-    pub token_mean: TokenMean,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Steps between logged numbers.
-    pub log_every: u64,
-    /// Steps between validations; 0 for none.
-    pub validate_every: u64,
-    /// Steps between checkpoints; 0 for one at the end only.
-    pub checkpoint_every: u64,
-    /// Newest checkpoints that are kept, besides the best.
-    pub keep_last: usize,
-    /// What makes a checkpoint the best.
-    pub best: Option<BestRule>,
-    /// Floating-point operations of one step of this process and the most it could do in a second, for
-    /// the utilisation.
-    pub flops: Option<(f64, f64)>,
-}
-
-impl Default for TrainerConfig {
-    fn default() -> Self {
-        Self {
-            steps: 250_000,
-            accumulate: 1,
-            clip_norm: None,
-            optimizer: AdamWConfig::default(),
-            schedule: Schedule {
-                peak: 1e-4,
-                min: 1e-5,
-                warmup_from: 1e-6,
-                warmup_steps: 2000,
-                shape: Shape::Cosine,
-            },
-            scaler: None,
-            token_mean: TokenMean::Global,
-            seed: 42,
-            log_every: 50,
-            validate_every: 0,
-            checkpoint_every: 1000,
-            keep_last: 2,
-            best: None,
-            flops: None,
-        }
-    }
-}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,31 +274,6 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
             .step::<B, _>(module, gradients, rate, &self.parts.groups);
     }
 
-    /// Mean over micro-batches and processes.
-    fn mean_losses(
-        &self,
-        names: &[&'static str],
-        per_micro: &[Vec<f64>],
-    ) -> Result<Vec<(&'static str, f64)>, RunError> {
-        let mean = |i: usize| per_micro.iter().map(|l| l[i]).sum::<f64>() / per_micro.len() as f64;
-        let local: Vec<f32> = (0..names.len()).map(|i| mean(i) as f32).collect();
-        let collective = self.parts.collective;
-        if collective.world_size() == 1 {
-            return Ok(names
-                .iter()
-                .enumerate()
-                .map(|(i, name)| (*name, mean(i)))
-                .collect());
-        }
-        let local = Tensor::from_data(TensorData::new(local, [names.len()]), &self.device);
-        let mean = params::to_host(&collective.all_reduce_mean(local)?);
-        Ok(names
-            .iter()
-            .zip(mean)
-            .map(|(name, loss)| (*name, f64::from(loss)))
-            .collect())
-    }
-
     fn not_finite(
         &self,
         step: u64,
@@ -408,44 +297,6 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
         };
         let report = guard::write(&self.parts.folder, &report)?;
         Ok(RunError::NotFinite { step, report })
-    }
-
-    fn write_numbers(
-        &self,
-        log: &mut Option<MetricsLog>,
-        numbers: &StepNumbers,
-        since: (Instant, u64, u64),
-    ) -> Result<(), RunError> {
-        let Some(log) = log else { return Ok(()) };
-        let seconds = since.0.elapsed().as_secs_f64().max(1e-9);
-        let steps = (self.step - since.1).max(1) as f64;
-        let total: f64 = numbers.losses.iter().map(|(_, loss)| loss).sum();
-        let mut values = vec![("loss".to_string(), total)];
-        let parts = numbers
-            .losses
-            .iter()
-            .map(|(name, loss)| (name.to_string(), *loss));
-        values.extend(parts);
-        values.push(("learning_rate".into(), numbers.rate));
-        values.push(("gradient_norm".into(), numbers.norm));
-        values.push(("seconds_per_step".into(), seconds / steps));
-        values.push((
-            "images_per_second".into(),
-            (self.samples - since.2) as f64 / seconds,
-        ));
-        if let Some((flops, peak)) = self.config.flops {
-            values.push(("flops_utilisation".into(), flops * steps / seconds / peak));
-        }
-        if let Some(scaler) = &self.scaler {
-            values.push(("loss_scale".into(), scaler.scale()));
-            values.push(("applied".into(), f64::from(u8::from(numbers.applied))));
-        }
-        if let Some((resident, peak)) = memory::resident() {
-            values.push(("memory_gib".into(), resident as f64 / (1u64 << 30) as f64));
-            values.push(("memory_peak_gib".into(), peak as f64 / (1u64 << 30) as f64));
-        }
-        self.parts.progress.numbers(self.step, &values);
-        log.write(self.step, "train", &values)
     }
 
     /// Whether the module became the best so far.
@@ -501,32 +352,15 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
     }
 }
 
+mod config;
+mod numbers;
 mod saving;
+
+pub use config::{BestRule, TokenMean, TrainerConfig};
+use numbers::read_losses;
 
 fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// Loss values per micro-batch, in one read from the device.
-fn read_losses<B: AutodiffBackend>(
-    losses: Vec<crate::stage::LossParts<B::InnerBackend>>,
-) -> (Vec<&'static str>, Vec<Vec<f64>>) {
-    let names: Vec<_> = losses
-        .first()
-        .into_iter()
-        .flatten()
-        .map(|(name, _)| *name)
-        .collect();
-    let width = names.len().max(1);
-    let all: Vec<_> = losses.into_iter().flatten().map(|(_, loss)| loss).collect();
-    if all.is_empty() {
-        return (names, Vec::new());
-    }
-    let values = params::to_host(&Tensor::cat(all, 0));
-    let rows = values
-        .chunks(width)
-        .map(|row| row.iter().map(|&v| f64::from(v)).collect());
-    (names, rows.collect())
 }
 
 #[cfg(test)]

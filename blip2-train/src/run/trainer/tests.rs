@@ -15,6 +15,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::distributed::local;
+use crate::optim::{AdamWConfig, ScalerConfig, Schedule, Shape};
 use crate::run::{LossValidation, SourceError};
 use crate::stage::testing::*;
 use crate::stage::{Frozen, Images, LmBatch, PairBatch, Stage1, Stage1Config, Stage2, Stage2Config};
