@@ -91,7 +91,11 @@ fn conditional_in<B: Kernels>(folder: std::path::PathBuf, device: &B::Device, bo
 fn full_width_on_flex() {
     let root = std::env::var("BLIP2_FULLWIDTH").expect("set BLIP2_FULLWIDTH to the folder of fullwidth.py");
     for name in ["opt", "t5"] {
-        conditional_in::<blip2_model::backend::Flex>(std::path::Path::new(&root).join(name), &Default::default(), 2e-4);
+        conditional_in::<blip2_model::backend::Flex>(
+            std::path::Path::new(&root).join(name),
+            &Default::default(),
+            2e-4,
+        );
     }
 }
 
@@ -144,11 +148,7 @@ fn retrieval<B: Kernels>(device: &B::Device) {
     let mut logits = Vec::new();
     let mut hidden = Vec::new();
     for i in 0..image.batch() {
-        let index = burn::tensor::Tensor::from_data(vec![i as i64; count].as_slice(), device);
-        let pictures = blip2_model::blip2::ImageFeatures {
-            embeds: image.embeds.clone().select(0, index.clone()),
-            keys: image.keys.select(index),
-        };
+        let pictures = image.select(&vec![i; count]);
         let scores = model.itm(&pictures, &text, &Context::eval()).expect("itm");
         logits.extend(scores.iter().flat_map(|s| s.logits));
         let both = model

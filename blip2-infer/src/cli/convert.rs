@@ -22,22 +22,6 @@ pub struct ConvertArgs {
     overwrite: bool,
 }
 
-/// Everything beside the weights that belongs to a checkpoint.
-const COMPANIONS: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-];
-
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let opened = checkpoint_dir::open(&args.source)?;
     let options = WriteOptions {
@@ -51,7 +35,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         &options,
         &mut writer::copy_from(source),
     )?;
-    for name in COMPANIONS {
+    for name in checkpoint_dir::COMPANION_FILES {
         let from = opened.folder.join(name);
         if from.exists() {
             std::fs::copy(&from, args.dest.join(name)).with_context(|| from.display().to_string())?;

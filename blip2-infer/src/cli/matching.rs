@@ -3,11 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use blip2_model::blip2::ImageFeatures;
-use blip2_model::blip2::conditional::select_rows;
 use blip2_model::blip2::{ItcScore, ItmScore};
 use blip2_model::nn::{Context, Kernels};
-use burn::tensor::Tensor;
 use clap::Args;
 use serde::Serialize;
 
@@ -46,12 +43,7 @@ impl Verb for MatchArgs {
         let image = session.encode(&[picture], &ctx)?;
         let texts = session.tokenize_texts(&self.texts, None)?;
         let itc = session.model.itc(&image, &texts, &ctx)?;
-        let rows = vec![0; self.texts.len()];
-        let index: Vec<i64> = vec![0; self.texts.len()];
-        let repeated = ImageFeatures {
-            embeds: select_rows(image.embeds, &rows),
-            keys: image.keys.select(Tensor::from_data(index.as_slice(), device)),
-        };
+        let repeated = image.select(&vec![0; self.texts.len()]);
         let itm = session.model.itm(&repeated, &texts, &ctx)?;
         let name = self.image.display().to_string();
         for ((text, itm), itc) in self.texts.iter().zip(itm).zip(itc.into_iter().flatten()) {

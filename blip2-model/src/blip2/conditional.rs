@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::{Blip2, Blip2Error, ImageFeatures};
 use crate::language::{AnyLanguageModel, LanguageModel, Prompt};
 use crate::nn::kernels::as_dtype;
-use crate::nn::mask::ids_tensor;
+use crate::nn::mask::{ids_tensor, index_tensor};
 use crate::nn::{Context, Kernels, PadMask};
 
 /// Token ids of a batch with padding on either side.
@@ -100,7 +100,6 @@ impl<B: Kernels> Blip2<B> {
 
 /// Rows `index[i]` of a prompt, in that order: one picture, several questions.
 pub fn select_rows<B: Backend>(soft: Tensor<B, 3>, index: &[usize]) -> Tensor<B, 3> {
-    let rows: Vec<i64> = index.iter().map(|&i| i as i64).collect();
-    let rows = Tensor::<B, 1, burn::tensor::Int>::from_data(rows.as_slice(), &soft.device());
+    let rows = index_tensor(index, &soft.device());
     soft.select(0, rows)
 }

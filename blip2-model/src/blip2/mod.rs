@@ -20,6 +20,7 @@ pub mod error;
 pub mod features;
 pub mod retrieval;
 
+use conditional::select_rows;
 pub use error::Blip2Error;
 pub use features::{ImageEmbedding, TextEmbedding};
 pub use retrieval::{ItcScore, ItmScore};
@@ -118,6 +119,14 @@ impl<B: Backend> ImageFeatures<B> {
     /// Number of pictures.
     pub fn batch(&self) -> usize {
         self.embeds.dims()[0]
+    }
+
+    /// Pictures `index` of the batch, in that order, repeats allowed: one picture, several texts.
+    pub fn select(&self, index: &[usize]) -> Self {
+        Self {
+            embeds: select_rows(self.embeds.clone(), index),
+            keys: self.keys.select(index),
+        }
     }
 }
 

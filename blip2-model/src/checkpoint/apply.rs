@@ -103,11 +103,11 @@ impl<'a> Loader<'a> {
     fn fetch(&mut self, path: &str, expected: &Shape) -> Option<TensorBytes> {
         let original = self.keys.name(path).unwrap_or_else(|| path.to_string());
         let mut names = std::iter::once(original.clone()).chain(self.keys.alias_of(&original));
-        let Some(name) = names.find(|name| self.source.info(name).is_some()) else {
+        let Some(info) = names.find_map(|name| self.source.info(&name)) else {
             self.report.missing.push(original);
             return None;
         };
-        let info = self.source.info(&name)?;
+        let name = info.name.clone();
         self.used.insert(name.clone());
         let expected: &[usize] = expected;
         // burn has no rank-0 tensors, and CLIP stores its class token without unit axes

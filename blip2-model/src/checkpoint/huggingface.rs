@@ -3,12 +3,13 @@
 //!
 //! The language-model rows are in [`crate::language::keys`].
 
-use super::keys::{Keys, Row};
+use super::keys::Keys;
 use crate::config::Blip2Config;
 use crate::language::KeyTable;
+use crate::language::keys::KeyRow;
 
 /// Vision and Q-Former.
-const COMMON: &[Row] = &[
+const COMMON: &[KeyRow] = &[
     ("query_tokens", "bridge.query_tokens"),
     (
         "vision_model.embeddings.class_embedding",

@@ -1,10 +1,7 @@
 //! The key table of a whole checkpoint: common rows plus those of its language model.
 
 use crate::language::KeyTable;
-use crate::language::keys::substitute;
-
-/// Name pattern in the file, path pattern in the modules (see [`crate::language::keys`]).
-pub type Row = (&'static str, &'static str);
+use crate::language::keys::{KeyRow, substitute};
 
 /// Prefix of the language model in files and in paths.
 const LANGUAGE: (&str, &str) = ("language_model.", "language.");
@@ -12,14 +9,18 @@ const LANGUAGE: (&str, &str) = ("language_model.", "language.");
 /// Names in files <-> paths in modules, for every tensor of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    common: &'static [Row],
+    common: &'static [KeyRow],
     language: Option<KeyTable>,
     ignored: &'static [&'static str],
 }
 
 impl Keys {
     /// `ignored` names may be in a file although nothing reads them.
-    pub fn new(common: &'static [Row], language: Option<KeyTable>, ignored: &'static [&'static str]) -> Self {
+    pub fn new(
+        common: &'static [KeyRow],
+        language: Option<KeyTable>,
+        ignored: &'static [&'static str],
+    ) -> Self {
         Self {
             common,
             language,

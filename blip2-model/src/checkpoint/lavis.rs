@@ -6,12 +6,11 @@
 
 use std::path::Path;
 
-use super::keys::Row;
-use crate::language::keys::substitute;
+use crate::language::keys::{KeyRow, substitute};
 use crate::weights::{DType, TensorBytes, TensorInfo, TensorSource, WeightsError};
 
 /// LAVIS name, Hugging Face name.
-pub const ROWS: &[Row] = &[
+pub const ROWS: &[KeyRow] = &[
     ("query_tokens", "query_tokens"),
     ("ln_vision.*", "vision_model.post_layernorm.*"),
     // EVA-CLIP

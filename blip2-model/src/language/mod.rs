@@ -16,6 +16,7 @@ pub use t5::{T5, T5Config};
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
+use crate::nn::mask::index_tensor;
 use crate::nn::{Context, Kernels, KvCache, PadMask};
 
 /// How a language model consumes a prompt.
@@ -54,12 +55,13 @@ impl<B: Kernels> DecodeState<B> {
         if identity {
             return;
         }
-        for cache in &mut self.self_attention {
-            cache.select(index);
-        }
-        if let Some((k, _)) = self.cross_attention.first() {
-            let rows: Vec<i64> = index.iter().map(|&i| i as i64).collect();
-            let rows = Tensor::<B, 1, Int>::from_data(rows.as_slice(), &k.device());
+        let cached = self.self_attention.iter().find_map(KvCache::device);
+        if let Some(device) = cached.or_else(|| self.cross_attention.first().map(|(k, _)| k.device())) {
+            // one upload serves every layer
+            let rows = index_tensor(index, &device);
+            for cache in &mut self.self_attention {
+                cache.select(&rows);
+            }
             for (k, v) in &mut self.cross_attention {
                 *k = k.clone().select(0, rows.clone());
                 *v = v.clone().select(0, rows.clone());

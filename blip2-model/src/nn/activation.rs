@@ -35,7 +35,10 @@ impl Activation {
             Self::Identity => x,
             // burn's default backward of GELU is that of the tanh approximation, wrong by up to 1e-3
             Self::Gelu if B::ad_enabled(&x.device()) && !B::has_exact_gelu_backward() => {
-                (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf().add_scalar(1.0) * (x * 0.5)
+                (x.clone() * std::f64::consts::FRAC_1_SQRT_2)
+                    .erf()
+                    .add_scalar(1.0)
+                    * (x * 0.5)
             }
             Self::Gelu => activation::gelu(x),
             Self::GeluTanh => activation::gelu_approximate(x),

@@ -3,8 +3,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-use super::Kernels;
 use super::kernels::as_dtype;
+use super::linear::linear;
+use super::{Activation, Kernels};
 
 /// Rows of a `[V, D]` table.
 #[derive(Module, Debug)]
@@ -32,11 +33,6 @@ impl<B: Kernels> Embedding<B> {
 
     /// The table as an output layer: `[.., D] -> [.., V]` (tied language-model head).
     pub fn as_head<const R: usize>(&self, x: Tensor<B, R>) -> Tensor<B, R> {
-        super::Linear {
-            // `val()`, not `clone()`: the clone of a parameter that is still lazy draws its own values
-            weight: Param::initialized(self.weight.id, self.weight.val()),
-            bias: None,
-        }
-        .forward(x)
+        linear(x, self.weight.val(), None, Activation::Identity)
     }
 }

@@ -20,13 +20,16 @@ const LANES: usize = 16;
 pub fn linear(x: &[f32], w: &[bf16], [m, k, n]: [usize; 3]) -> Vec<f32> {
     assert!(x.len() == m * k && w.len() == n * k, "sizes of a linear map");
     let mut columns = vec![0f32; n * m];
-    columns.par_chunks_mut(BLOCK * m).zip(w.par_chunks(BLOCK * k)).for_each(|(out, w)| {
-        for (out, w) in out.chunks_exact_mut(m).zip(w.chunks_exact(k)) {
-            for (out, x) in out.iter_mut().zip(x.chunks_exact(k)) {
-                *out = dot(x, w);
+    columns
+        .par_chunks_mut(BLOCK * m)
+        .zip(w.par_chunks(BLOCK * k))
+        .for_each(|(out, w)| {
+            for (out, w) in out.chunks_exact_mut(m).zip(w.chunks_exact(k)) {
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(k)) {
+                    *out = dot(x, w);
+                }
             }
-        }
-    });
+        });
     if m == 1 {
         return columns;
     }
@@ -43,9 +46,11 @@ pub fn linear(x: &[f32], w: &[bf16], [m, k, n]: [usize; 3]) -> Vec<f32> {
 pub fn widen(w: &[bf16]) -> Vec<f32> {
     const CHUNK: usize = 1 << 15;
     let mut out = vec![0f32; w.len()];
-    out.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK)).for_each(|(out, w)| {
-        out.iter_mut().zip(w).for_each(|(out, w)| *out = to_f32(*w));
-    });
+    out.par_chunks_mut(CHUNK)
+        .zip(w.par_chunks(CHUNK))
+        .for_each(|(out, w)| {
+            out.iter_mut().zip(w).for_each(|(out, w)| *out = to_f32(*w));
+        });
     out
 }
 
@@ -74,7 +79,12 @@ fn dot_avx2(x: &[f32], w: &[bf16]) -> f32 {
 fn dot_lanes(x: &[f32], w: &[bf16]) -> f32 {
     let mut sums = [0f32; LANES];
     let (xs, ws) = (x.chunks_exact(LANES), w.chunks_exact(LANES));
-    let tail: f32 = xs.remainder().iter().zip(ws.remainder()).map(|(x, w)| x * to_f32(*w)).sum();
+    let tail: f32 = xs
+        .remainder()
+        .iter()
+        .zip(ws.remainder())
+        .map(|(x, w)| x * to_f32(*w))
+        .sum();
     for (x, w) in xs.zip(ws) {
         for i in 0..LANES {
             sums[i] += x[i] * to_f32(w[i]);

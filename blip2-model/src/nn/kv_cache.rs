@@ -1,6 +1,6 @@
 //! Preallocated key/value cache of one self-attention layer.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 use super::Kernels;
 
@@ -41,6 +41,11 @@ impl<B: Kernels> KvCache<B> {
         self.keys.as_ref().map(Tensor::dtype)
     }
 
+    /// Where the cache lives; `None` while empty.
+    pub fn device(&self) -> Option<B::Device> {
+        self.keys.as_ref().map(Tensor::device)
+    }
+
     /// Appends `[B, H, T, d]` keys and values and returns all of them, `[B, H, len, d]` each.
     ///
     /// # Panics
@@ -74,12 +79,8 @@ impl<B: Kernels> KvCache<B> {
     }
 
     /// Keeps rows `index[i]` of the batch, in that order (beam reordering or expansion).
-    pub fn select(&mut self, index: &[usize]) {
-        let pick = |t: Tensor<B, 4>| {
-            let idx: Vec<i64> = index.iter().map(|&i| i as i64).collect();
-            let idx = Tensor::<B, 1, Int>::from_data(TensorData::new(idx, [index.len()]), &t.device());
-            t.select(0, idx)
-        };
+    pub fn select(&mut self, index: &Tensor<B, 1, Int>) {
+        let pick = |t: Tensor<B, 4>| t.select(0, index.clone());
         self.keys = self.keys.take().map(pick);
         self.values = self.values.take().map(pick);
     }

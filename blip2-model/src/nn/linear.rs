@@ -79,12 +79,21 @@ impl<B: Kernels> Linear<B> {
 
     /// `act(x W^T + b)`: `[.., in] -> [.., out]`, fused where the backend can.
     pub fn forward_act<const D: usize>(&self, x: Tensor<B, D>, act: Activation) -> Tensor<B, D> {
-        let mut dims = x.dims();
-        let d_in = dims[D - 1];
-        let rows = dims[..D - 1].iter().product::<usize>();
-        let bias = self.bias.as_ref().map(|b| b.val());
-        let y = B::linear_act(x.reshape([rows, d_in]), self.weight.val(), bias, act);
-        dims[D - 1] = y.dims()[1];
-        y.reshape(dims)
+        linear(x, self.weight.val(), self.bias.as_ref().map(|b| b.val()), act)
     }
+}
+
+/// `act(x W^T + b)` with weights that live elsewhere (a tied table, a convolution seen as a matrix):
+/// `x [.., in]`, `weight [out, in]`, `bias [out]` -> `[.., out]`.
+pub fn linear<B: Kernels, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    act: Activation,
+) -> Tensor<B, D> {
+    let mut dims = x.dims();
+    let rows = dims[..D - 1].iter().product::<usize>();
+    let y = B::linear_act(x.reshape([rows, dims[D - 1]]), weight, bias, act);
+    dims[D - 1] = y.dims()[1];
+    y.reshape(dims)
 }

@@ -148,6 +148,12 @@ pub fn ids_tensor<B: Backend>(rows: &[Vec<i64>], device: &B::Device) -> Tensor<B
     Tensor::from_data(TensorData::new(flat, [rows.len(), width]), device)
 }
 
+/// Positions along an axis, for `Tensor::select`: `[n]` on the device.
+pub fn index_tensor<B: Backend>(index: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
+    let index: Vec<i64> = index.iter().map(|&i| i as i64).collect();
+    Tensor::from_data(index.as_slice(), device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::QFormerConfig;
+use crate::nn::linear::linear;
 use crate::nn::{Activation, Embedding, Kernels, LayerNorm, Linear, LinearConfig};
 
 /// A linear map into the shared contrastive space, followed by l2 normalisation.
@@ -57,11 +58,6 @@ impl<B: Kernels> LmHead<B> {
     /// `[B, T, D]` and the word table `[V, D]` -> logits `[B, T, V]`.
     pub fn forward(&self, x: Tensor<B, 3>, words: &Embedding<B>) -> Tensor<B, 3> {
         let x = self.layer_norm.forward(self.dense.forward_act(x, self.act));
-        let decoder = Linear {
-            // `val()`, not `clone()`: the clone of a parameter that is still lazy draws its own values
-            weight: Param::initialized(words.weight.id, words.weight.val()),
-            bias: Some(Param::initialized(self.bias.id, self.bias.val())),
-        };
-        decoder.forward(x)
+        linear(x, words.weight.val(), Some(self.bias.val()), Activation::Identity)
     }
 }

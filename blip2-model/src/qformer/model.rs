@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::{QFormerConfig, QFormerLayer};
+use crate::nn::mask::index_tensor;
 use crate::nn::{Context, Embedding, Kernels, LayerNorm, PadMask};
 
 /// Word and position tables of the text branch.
@@ -38,21 +39,20 @@ pub struct ImageKeys<B: Backend> {
 }
 
 impl<B: Backend> ImageKeys<B> {
-    /// Images `index` of the batch, `[B']`, repeats allowed.
-    pub fn select(&self, index: Tensor<B, 1, Int>) -> Self {
+    /// Images `index` of the batch, in that order, repeats allowed.
+    pub fn select(&self, index: &[usize]) -> Self {
+        let Some(device) = self.layers.iter().flatten().next().map(|(k, _)| k.device()) else {
+            return self.clone();
+        };
+        let index = index_tensor(index, &device);
+        let pick = |t: &Tensor<B, 4>| t.clone().select(0, index.clone());
         let layers = self
             .layers
             .iter()
-            .map(|kv| {
-                kv.as_ref().map(|(k, v)| {
-                    (
-                        k.clone().select(0, index.clone()),
-                        v.clone().select(0, index.clone()),
-                    )
-                })
-            })
-            .collect();
-        Self { layers }
+            .map(|kv| kv.as_ref().map(|(k, v)| (pick(k), pick(v))));
+        Self {
+            layers: layers.collect(),
+        }
     }
 
     /// The pictures of several sets, one after the other.

@@ -93,6 +93,16 @@ impl<B: Kernels> Block<B> {
     }
 }
 
+/// All blocks of an encoder: `[B, N, D] -> [B, N, D]`, every intermediate recorded.
+pub fn run<B: Kernels>(layers: &[Block<B>], mut x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
+    ctx.record("embeddings", &x);
+    for (i, block) in layers.iter().enumerate() {
+        x = block.forward(x, ctx);
+        ctx.record(&format!("layers.{i}"), &x);
+    }
+    x
+}
+
 impl<B: Kernels> FusedAttention<B> {
     /// `[B, N, D] -> [B, N, D]`, no mask.
     pub fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {

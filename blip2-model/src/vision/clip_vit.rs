@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::ImageEncoder;
-use super::block::{Block, BlockConfig};
+use super::block::{self, Block, BlockConfig};
 use super::patch::PatchEmbedding;
 use crate::nn::{Activation, Context, Kernels, LayerNorm};
 
@@ -65,7 +65,7 @@ pub struct ClipVit<B: Backend> {
 impl ClipVitConfig {
     /// Lazily initialised encoder.
     pub fn init<B: Backend>(&self, device: &B::Device) -> ClipVit<B> {
-        let block = BlockConfig {
+        let blocks = BlockConfig {
             width: self.hidden_size,
             heads: self.num_attention_heads,
             mlp: self.intermediate_size,
@@ -84,7 +84,7 @@ impl ClipVitConfig {
             ),
             pre_layernorm: LayerNorm::new(self.hidden_size, self.layer_norm_eps, device),
             layers: (0..self.num_hidden_layers)
-                .map(|i| block.init(i, device))
+                .map(|i| blocks.init(i, device))
                 .collect(),
         }
     }
@@ -100,12 +100,10 @@ impl<B: Kernels> ImageEncoder<B> for ClipVit<B> {
     }
 
     fn forward(&self, pixels: Tensor<B, 4>, ctx: &Context) -> Tensor<B, 3> {
-        let mut x = self.pre_layernorm.forward(self.embeddings.forward(pixels));
-        ctx.record("embeddings", &x);
-        for (i, block) in self.layers.iter().enumerate() {
-            x = block.forward(x, ctx);
-            ctx.record(&format!("layers.{i}"), &x);
-        }
-        x
+        block::run(
+            &self.layers,
+            self.pre_layernorm.forward(self.embeddings.forward(pixels)),
+            ctx,
+        )
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::ImageEncoder;
-use super::block::{Block, BlockConfig};
+use super::block::{self, Block, BlockConfig};
 use super::patch::PatchEmbedding;
 use crate::nn::{Activation, Context, Kernels};
 
@@ -71,7 +71,7 @@ pub struct EvaVit<B: Backend> {
 impl EvaVitConfig {
     /// Lazily initialised encoder.
     pub fn init<B: Backend>(&self, device: &B::Device) -> EvaVit<B> {
-        let block = BlockConfig {
+        let blocks = BlockConfig {
             width: self.hidden_size,
             heads: self.num_attention_heads,
             mlp: self.intermediate_size,
@@ -89,7 +89,7 @@ impl EvaVitConfig {
                 device,
             ),
             layers: (0..self.num_hidden_layers)
-                .map(|i| block.init(i, device))
+                .map(|i| blocks.init(i, device))
                 .collect(),
         }
     }
@@ -105,12 +105,6 @@ impl<B: Kernels> ImageEncoder<B> for EvaVit<B> {
     }
 
     fn forward(&self, pixels: Tensor<B, 4>, ctx: &Context) -> Tensor<B, 3> {
-        let mut x = self.embeddings.forward(pixels);
-        ctx.record("embeddings", &x);
-        for (i, block) in self.layers.iter().enumerate() {
-            x = block.forward(x, ctx);
-            ctx.record(&format!("layers.{i}"), &x);
-        }
-        x
+        block::run(&self.layers, self.embeddings.forward(pixels), ctx)
     }
 }

@@ -5,7 +5,8 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::position;
 use crate::nn::kernels::as_dtype;
-use crate::nn::{Kernels, Linear};
+use crate::nn::linear::linear;
+use crate::nn::{Activation, Kernels};
 
 /// Class token, patch projection and position table.
 #[derive(Module, Debug)]
@@ -56,15 +57,9 @@ impl<B: Kernels> PatchEmbedding<B> {
             .reshape([batch, channels, rows, patch, cols, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [B, rows, cols, 3, p, p]
             .reshape([batch, rows * cols, channels * patch * patch]);
-        let project = Linear {
-            // not `from_tensor`, which asks for a leaf: this is a view of one, and its gradient belongs to it
-            weight: Param::initialized(
-                self.weight.id,
-                self.weight.val().reshape([width, channels * patch * patch]),
-            ),
-            bias: self.bias.as_ref().map(|b| Param::initialized(b.id, b.val())),
-        };
-        let tokens = project.forward(patches);
+        let weight = self.weight.val().reshape([width, channels * patch * patch]);
+        let bias = self.bias.as_ref().map(|b| b.val());
+        let tokens = linear(patches, weight, bias, Activation::Identity);
         let class = as_dtype(self.class_embedding.val(), dtype).expand([batch, 1, width]);
         let positions = as_dtype(self.positions(rows, cols), dtype);
         Tensor::cat(vec![class, tokens], 1) + positions

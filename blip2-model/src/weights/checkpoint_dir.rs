@@ -34,6 +34,22 @@ pub enum CheckpointKind {
     SafetensorsFile,
 }
 
+/// Files that may lie beside the weights and belong to the checkpoint.
+pub const COMPANION_FILES: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+];
+
 /// An opened checkpoint.
 pub struct Opened {
     /// What it is.

@@ -5,6 +5,7 @@
 //! average target count over all processes and micro-batches given there, accumulated and distributed
 //! steps equal one big step exactly.
 
+use blip2_model::nn::mask::index_tensor;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 pub mod itc;
@@ -70,8 +71,7 @@ pub fn select_rows<B: Backend>(x: Tensor<B, 3>, index: &[usize]) -> Tensor<B, 2>
     if index.len() == batch * len {
         return flat;
     }
-    let index: Vec<i64> = index.iter().map(|&i| i as i64).collect();
-    flat.select(0, Tensor::<B, 1, Int>::from_data(index.as_slice(), &device))
+    flat.select(0, index_tensor(index, &device))
 }
 
 /// Indices into the flattened `[B * T]` and values of the labels that are targets.

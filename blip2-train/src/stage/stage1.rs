@@ -4,9 +4,10 @@
 use std::marker::PhantomData;
 
 use blip2_model::nn::mask::ids_tensor;
+use blip2_model::nn::mask::index_tensor;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::qformer::{Bridge, ImageKeys};
-use burn::tensor::{Int, Tensor, backend::AutodiffBackend};
+use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
 use super::encoded::Border;
@@ -266,17 +267,20 @@ where
         let again: Vec<usize> = texts.iter().map(|&(b, _)| b).collect();
         let negative: Vec<usize> = images.iter().map(|&(_, n)| n).collect();
         if parts.global == parts.batch {
-            return parts.keys.select(self.index(&[own, negative, again].concat()));
+            return parts.keys.select(&[own, negative, again].concat());
         }
         // pictures of other processes: only their tokens are here, so they are projected now
         let mut sets = vec![parts.keys.clone()];
         if !negative.is_empty() {
-            let tokens = parts.border.all_tokens().select(0, self.index(&negative));
+            let tokens = parts
+                .border
+                .all_tokens()
+                .select(0, index_tensor(&negative, &self.device));
             let embeds = parts.bridge.image_embeds(tokens, parts.ctx);
             sets.push(parts.bridge.qformer.image_keys(embeds));
         }
         if !again.is_empty() {
-            sets.push(parts.keys.select(self.index(&again)));
+            sets.push(parts.keys.select(&again));
         }
         ImageKeys::concat(&sets)
     }
@@ -325,11 +329,6 @@ where
         };
         let smoothing = self.config.label_smoothing;
         Ok(itg(hidden, &labels, smoothing, parts.step.normaliser, output))
-    }
-
-    fn index(&self, rows: &[usize]) -> Tensor<B, 1, Int> {
-        let rows: Vec<i64> = rows.iter().map(|&i| i as i64).collect();
-        Tensor::from_data(rows.as_slice(), &self.device)
     }
 }
 

@@ -15,25 +15,9 @@ use std::str::FromStr;
 pub use self::cache::RepoCache;
 pub use self::http::HttpClient;
 pub use self::settings::HubSettings;
-use super::checkpoint_dir::WEIGHT_FILES;
+use super::checkpoint_dir::{COMPANION_FILES, WEIGHT_FILES};
 use super::error::{Result, WeightsError};
 use super::sharded::ShardIndex;
-
-/// Files beside the weights; each is fetched if the repository has it.
-const SMALL_FILES: [&str; 12] = [
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-];
 
 /// A model on the hub: `ORG/NAME` or `NAME`, optionally `@REVISION` (branch, tag or commit).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,7 +260,7 @@ pub fn resolve_with(
         }
         Ok(())
     };
-    for file in SMALL_FILES.iter().filter_map(|name| find(name)) {
+    for file in COMPANION_FILES.iter().filter_map(|name| find(name)) {
         ensure(file)?;
     }
     ensure(weights)?;

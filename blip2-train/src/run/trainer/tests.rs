@@ -174,11 +174,12 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
         trainer.run(&mut Counter::new(8, pairs), &mut ()).unwrap();
         trainer.module().clone()
     };
-    let losses = |run: &str| -> Vec<f64> {
+    let losses = |run: &str| -> Vec<(usize, &str, f64)> {
         let rows = super::super::log::read(&folder.path().join(run)).unwrap();
         let names = ["itc", "itm", "itg", "gradient_norm"];
         rows.iter()
-            .flat_map(|row| names.map(|name| row[name].as_f64().unwrap()))
+            .enumerate()
+            .flat_map(|(row, values)| names.map(|name| (row, name, values[name].as_f64().unwrap())))
             .collect()
     };
     let four = local::run(4, |me| {
@@ -204,8 +205,11 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
             "processes drifted apart"
         );
     }
-    for (one, four) in losses("one").iter().zip(losses("four")) {
-        assert!((one - four).abs() < 1e-5 * one, "{one} and {four}");
+    for ((row, name, one), (_, _, four)) in losses("one").into_iter().zip(losses("four")) {
+        assert!(
+            (one - four).abs() < 1e-5 * one,
+            "{name} of row {row}: {one} and {four}"
+        );
     }
     // three updates of up to 1e-4 each, see above
     // sums in another order, which Adam magnifies where a gradient is mostly rounding
