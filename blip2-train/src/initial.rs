@@ -187,10 +187,7 @@ mod tests {
             encoder_rule(&info, &shapes)
         };
         assert_eq!(encoder("layers.1.layer_norm1.weight"), Draw::Constant(1.0));
-        assert_eq!(
-            encoder("layers.1.mlp.fc2.weight"),
-            Draw::TruncatedNormal(0.01)
-        );
+        assert_eq!(encoder("layers.1.mlp.fc2.weight"), Draw::TruncatedNormal(0.01));
         assert_eq!(encoder("layers.1.mlp.fc1.weight"), Draw::TruncatedNormal(0.02));
         assert_eq!(encoder("embeddings.weight"), Draw::TruncatedNormal(0.02));
     }

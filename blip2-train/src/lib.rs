@@ -5,10 +5,10 @@
 //! Shapes use the legend of `blip2_model`; additionally `W` is the number of processes and
 //! `K = B * W` the global batch.
 
+pub mod data;
 pub mod distributed;
 pub mod initial;
 pub mod losses;
-pub mod naming;
 pub mod optim;
 pub mod params;
 pub mod run;

@@ -73,10 +73,7 @@ pub fn gradients<B: AutodiffBackend, M: Module<B>>(
 
 /// Replaces parameters for which `f` returns a value, which must have the parameter's shape; a lazy
 /// parameter that is replaced is never drawn.
-pub fn replace<B: Backend, M: Module<B>>(
-    module: M,
-    f: impl FnMut(&ParamInfo) -> Option<TensorData>,
-) -> M {
+pub fn replace<B: Backend, M: Module<B>>(module: M, f: impl FnMut(&ParamInfo) -> Option<TensorData>) -> M {
     module.map(&mut Replacer {
         path: Path::default(),
         f,

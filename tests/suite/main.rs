@@ -1,5 +1,6 @@
-//! Cross-crate tests: parity with transformers on every backend of the build, the command's contract,
-//! robustness. One binary, because every test binary instantiates the models anew.
+//! Cross-crate tests: parity with transformers on every backend of the build. One binary, because every test binary instantiates the models anew.
 
+mod generation;
+mod losses;
 mod parity;
 mod support;

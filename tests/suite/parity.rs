@@ -5,7 +5,6 @@
 //! order of summation and none for a wrong epsilon, mask or activation.
 
 use blip2_model::blip2::Blip2;
-use burn::tensor::TensorData;
 use blip2_model::blip2::conditional::TokenBatch;
 use blip2_model::blip2::retrieval::{contrastive_similarity, first_token};
 use blip2_model::checkpoint::DtypePolicy;
@@ -13,6 +12,7 @@ use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageModel;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::weights::checkpoint_dir;
+use burn::tensor::TensorData;
 
 use crate::on_every_backend;
 use crate::support::{Expected, compare_trace, fixture, max_diff};
@@ -21,7 +21,11 @@ const BOUND: f32 = 1e-4;
 
 /// Loads a fixture folder completely, in f32.
 pub fn load<B: Kernels>(name: &str, device: &B::Device) -> Blip2<B> {
-    let opened = checkpoint_dir::open(&fixture(name)).unwrap_or_else(|e| panic!("{e}"));
+    load_folder(&fixture(name), device)
+}
+
+fn load_folder<B: Kernels>(folder: &std::path::Path, device: &B::Device) -> Blip2<B> {
+    let opened = checkpoint_dir::open(folder).unwrap_or_else(|e| panic!("{e}"));
     let config = Blip2Config::from_json(opened.config_json.as_deref().expect("a config")).expect("config");
     let (model, _) = Blip2::load(config, opened.source.as_ref(), DtypePolicy::f32(), false, device)
         .unwrap_or_else(|e| panic!("{e}"));
@@ -57,8 +61,13 @@ fn without_placeholders(batch: TokenBatch, queries: usize) -> TokenBatch {
 }
 
 fn conditional<B: Kernels>(name: &str, device: &B::Device) {
-    let model = load::<B>(&format!("parity/{name}"), device);
-    let expected = Expected::open(&format!("parity/{name}/expected.safetensors"));
+    conditional_in::<B>(fixture(&format!("parity/{name}")), device, BOUND);
+}
+
+fn conditional_in<B: Kernels>(folder: std::path::PathBuf, device: &B::Device, bound: f32) {
+    let name = folder.display().to_string();
+    let model = load_folder::<B>(&folder, device);
+    let expected = Expected::open_path(&folder.join("expected.safetensors"));
     let ctx = Context::tracing();
     let image = model
         .encode_images(expected.tensor::<B, 4>("pixel_values", device), &ctx)
@@ -70,8 +79,20 @@ fn conditional<B: Kernels>(name: &str, device: &B::Device) {
     let language = model.language().expect("language");
     let (_, logits) = language.prefill(prompt, 4, &ctx);
     ctx.record("logits", &logits);
-    let compared = compare_trace(&ctx.into_trace(), &expected, BOUND, name);
+    let compared = compare_trace(&ctx.into_trace(), &expected, bound, &name);
     assert!(compared >= 13, "{name}: only {compared} tensors were compared");
+}
+
+/// Full widths (ViT-g, BERT-base Q-Former, OPT-2.7B, Flan-T5-XL; two layers each): the folder that
+/// `fixtures/gen/fullwidth.py` wrote is named by `BLIP2_FULLWIDTH`. The bound is 2e-4: sums are 40 times longer.
+#[cfg(feature = "flex")]
+#[test]
+#[ignore = "needs the output of fixtures/gen/fullwidth.py"]
+fn full_width_on_flex() {
+    let root = std::env::var("BLIP2_FULLWIDTH").expect("set BLIP2_FULLWIDTH to the folder of fullwidth.py");
+    for name in ["opt", "t5"] {
+        conditional_in::<blip2_model::backend::Flex>(std::path::Path::new(&root).join(name), &Default::default(), 2e-4);
+    }
 }
 
 fn opt<B: Kernels>(device: &B::Device) {
@@ -154,7 +175,8 @@ fn zero_padding(data: &mut TensorData, mask: &PadMask) {
     let width = data.shape[2];
     let mut values = data.clone().to_vec::<f32>().expect("f32");
     let rows = values.chunks_exact_mut(width).zip(mask.rows().iter().flatten());
-    rows.filter(|(_, real)| !**real).for_each(|(row, _)| row.fill(0.0));
+    rows.filter(|(_, real)| !**real)
+        .for_each(|(row, _)| row.fill(0.0));
     *data = TensorData::new(values, data.shape.clone());
 }
 

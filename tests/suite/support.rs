@@ -22,8 +22,12 @@ pub struct Expected {
 impl Expected {
     /// Opens a safetensors file below `tests/fixtures`.
     pub fn open(name: &str) -> Self {
-        let path = fixture(name);
-        let source = weights::safetensors::SafetensorsFile::open(&path).expect("fixture opens");
+        Self::open_path(&fixture(name))
+    }
+
+    /// Opens any safetensors file.
+    pub fn open_path(path: &std::path::Path) -> Self {
+        let source = weights::safetensors::SafetensorsFile::open(path).expect("fixture opens");
         Self {
             source: Box::new(source),
         }

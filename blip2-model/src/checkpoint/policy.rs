@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::config::Blip2Config;
+use crate::language::LanguageConfig;
 use crate::weights::DType;
 
 /// The three parts of BLIP-2.
@@ -85,6 +87,8 @@ pub struct DtypePolicy {
     pub qformer: PartDtype,
     /// Language model.
     pub llm: PartDtype,
+    /// Keep a language model that is stored in f16 as f32 (T5).
+    pub widen_f16_llm: bool,
 }
 
 impl Default for DtypePolicy {
@@ -94,6 +98,7 @@ impl Default for DtypePolicy {
             vision: PartDtype::Auto,
             qformer: PartDtype::F32,
             llm: PartDtype::Auto,
+            widen_f16_llm: false,
         }
     }
 }
@@ -105,6 +110,7 @@ impl DtypePolicy {
             vision: PartDtype::F32,
             qformer: PartDtype::F32,
             llm: PartDtype::F32,
+            widen_f16_llm: false,
         }
     }
 
@@ -114,6 +120,7 @@ impl DtypePolicy {
             vision: dtype,
             qformer: PartDtype::F32,
             llm: dtype,
+            widen_f16_llm: false,
         }
     }
 
@@ -129,8 +136,31 @@ impl DtypePolicy {
             PartDtype::F32 => DType::F32,
             PartDtype::F16 => DType::F16,
             PartDtype::BF16 => DType::BF16,
+            PartDtype::Auto if self.widen_f16_llm && stored == DType::F16 && Part::of(path) == Part::Llm => {
+                DType::F32
+            }
             PartDtype::Auto if stored.is_float() && stored != DType::F64 => stored,
             PartDtype::Auto => DType::F32,
         }
+    }
+}
+
+/// T5 in f16.
+#[derive(Debug, thiserror::Error)]
+#[error("T5 overflows in f16 and answers with noise; use --dtype-llm bf16 or f32")]
+pub struct T5InHalf;
+
+impl DtypePolicy {
+    /// The policy made safe for a configuration: T5 in f16 is refused when asked for, and widened to f32 when
+    /// it is only how the file stores it.
+    pub fn for_config(mut self, config: &Blip2Config) -> Result<Self, T5InHalf> {
+        if matches!(config.language(), Some(LanguageConfig::T5(_))) {
+            match self.llm {
+                PartDtype::F16 => return Err(T5InHalf),
+                PartDtype::Auto => self.widen_f16_llm = true,
+                _ => {}
+            }
+        }
+        Ok(self)
     }
 }

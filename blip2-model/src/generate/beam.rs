@@ -63,9 +63,7 @@ impl Beams {
             running: (0..options.num_beams).map(beam).collect(),
             complete: Vec::with_capacity(options.num_beams + 1),
             new_tokens: 0,
-            rng: options
-                .do_sample
-                .then(|| ChaCha8Rng::seed_from_u64(options.seed)),
+            rng: options.do_sample.then(|| ChaCha8Rng::seed_from_u64(options.seed)),
             cancelled: false,
             vocab,
             plan,
@@ -171,10 +169,7 @@ impl Beams {
             }
             order.extend(rest.into_items().into_iter().map(|(_, index)| index));
         }
-        Ok(order
-            .into_iter()
-            .map(|index| (flat[index], index))
-            .collect())
+        Ok(order.into_iter().map(|index| (flat[index], index)).collect())
     }
 
     /// Keeps the complete ones among the first `num_beams` candidates.
@@ -190,9 +185,7 @@ impl Beams {
                 score,
                 ..self.extended(candidate)
             };
-            let at = self
-                .complete
-                .partition_point(|(kept, _)| kept.score >= score);
+            let at = self.complete.partition_point(|(kept, _)| kept.score >= score);
             self.complete.insert(at, (hypothesis, stop));
             self.complete.truncate(options.num_beams);
         }
@@ -202,11 +195,7 @@ impl Beams {
     fn continue_with(&mut self, candidates: &[Candidate]) -> Vec<Continuation> {
         let mut best = Best::new(self.plan.options.num_beams);
         for (index, candidate) in candidates.iter().enumerate() {
-            let demoted = if candidate.stop.is_some() {
-                ABSENT
-            } else {
-                0.0
-            };
+            let demoted = if candidate.stop.is_some() { ABSENT } else { 0.0 };
             best.push(candidate.score + demoted, index);
         }
         let mut running = Vec::with_capacity(self.running.len());
@@ -244,8 +233,7 @@ impl Beams {
         if full && options.early_stopping == EarlyStopping::WhenFull {
             return true;
         }
-        let optimistic =
-            options.early_stopping == EarlyStopping::Never && options.length_penalty > 0.0;
+        let optimistic = options.early_stopping == EarlyStopping::Never && options.length_penalty > 0.0;
         let length = if optimistic {
             options.max_new_tokens
         } else {

@@ -90,17 +90,9 @@ impl RowError {
     }
 }
 
-pub(super) fn check_rows(
-    what: &'static str,
-    prompts: usize,
-    found: usize,
-) -> Result<(), GenerateError> {
+pub(super) fn check_rows(what: &'static str, prompts: usize, found: usize) -> Result<(), GenerateError> {
     if prompts == found {
         return Ok(());
     }
-    Err(GenerateError::RowCount {
-        what,
-        prompts,
-        found,
-    })
+    Err(GenerateError::RowCount { what, prompts, found })
 }

@@ -193,11 +193,7 @@ impl Task {
         }
     }
 
-    fn advance(
-        &mut self,
-        scores: &[f32],
-        vocab: usize,
-    ) -> Result<Vec<search::Token>, error::RowError> {
+    fn advance(&mut self, scores: &[f32], vocab: usize) -> Result<Vec<search::Token>, error::RowError> {
         let rows: Vec<&[f32]> = self
             .lanes
             .iter()

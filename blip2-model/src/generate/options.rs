@@ -161,8 +161,7 @@ impl GenerateOptions {
     /// Refuses values that no search could honour.
     pub fn validate(&self, architecture: Architecture) -> Result<(), OptionsError> {
         let positive = |option, value: f64| in_range(option, value, value > 0.0, "above 0");
-        let at_least_one =
-            |option, value: usize| in_range(option, value as f64, value >= 1, ">= 1");
+        let at_least_one = |option, value: usize| in_range(option, value as f64, value >= 1, ">= 1");
         at_least_one("max_new_tokens", self.max_new_tokens)?;
         at_least_one("num_beams", self.num_beams)?;
         at_least_one("num_return_sequences", self.num_return_sequences)?;
@@ -202,12 +201,7 @@ impl GenerateOptions {
                 ("top_k", self.top_k != default.top_k),
                 ("top_p", self.top_p != default.top_p),
             ];
-            names.extend(
-                sampling
-                    .iter()
-                    .filter(|(_, set)| *set)
-                    .map(|(name, _)| *name),
-            );
+            names.extend(sampling.iter().filter(|(_, set)| *set).map(|(name, _)| *name));
         }
         if self.num_beams == 1 && self.early_stopping != default.early_stopping {
             names.push("early_stopping");
@@ -296,10 +290,7 @@ mod tests {
         assert_eq!(many.eos_token_ids, [2, 7]);
         assert_eq!(many.early_stopping, EarlyStopping::WhenFull);
         let text = serde_json::to_string(&many).unwrap();
-        assert_eq!(
-            serde_json::from_str::<GenerateOptions>(&text).unwrap(),
-            many
-        );
+        assert_eq!(serde_json::from_str::<GenerateOptions>(&text).unwrap(), many);
     }
 
     #[test]

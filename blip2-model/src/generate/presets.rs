@@ -176,9 +176,7 @@ fn new_tokens_from_max(
     file: &Map<String, Value>,
     architecture: Architecture,
 ) -> Result<Option<u64>, ImportError> {
-    let total = value
-        .as_u64()
-        .ok_or_else(|| unsupported("max_length", value))?;
+    let total = value.as_u64().ok_or_else(|| unsupported("max_length", value))?;
     if is_set(file, "max_new_tokens") {
         return Ok(None);
     }
@@ -198,9 +196,7 @@ fn new_tokens_from_min(
     file: &Map<String, Value>,
     architecture: Architecture,
 ) -> Result<Option<u64>, ImportError> {
-    let total = value
-        .as_u64()
-        .ok_or_else(|| unsupported("min_length", value))?;
+    let total = value.as_u64().ok_or_else(|| unsupported("min_length", value))?;
     // a prompt is never shorter than one token, so a minimum of one is always met
     if total <= 1 || is_set(file, "min_new_tokens") {
         return Ok(None);
@@ -306,9 +302,6 @@ mod tests {
         let options = hf(r#"{"max_length": 31, "min_length": 4}"#);
         assert_eq!((options.max_new_tokens, options.min_new_tokens), (30, 3));
         assert_eq!(hf(r#"{"max_length": 20}"#).max_new_tokens, 20);
-        assert_eq!(
-            hf(r#"{"max_length": 31, "max_new_tokens": 5}"#).max_new_tokens,
-            5
-        );
+        assert_eq!(hf(r#"{"max_length": 31, "max_new_tokens": 5}"#).max_new_tokens, 5);
     }
 }

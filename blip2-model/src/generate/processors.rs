@@ -116,9 +116,7 @@ pub fn top_k(row: &mut [f32], count: usize) {
 
 /// Bans the least likely tokens that together have probability `1 - share` or less, but never the best `keep`.
 pub fn top_p(row: &mut [f32], share: f64, keep: usize) {
-    let mut order: Vec<usize> = (0..row.len())
-        .filter(|&i| row[i] > f32::NEG_INFINITY)
-        .collect();
+    let mut order: Vec<usize> = (0..row.len()).filter(|&i| row[i] > f32::NEG_INFINITY).collect();
     order.sort_by(|&a, &b| row[a].total_cmp(&row[b]));
     let sorted: Vec<f32> = order.iter().map(|&i| row[i]).collect();
     let weights = scores::weights(&sorted);
@@ -126,11 +124,7 @@ pub fn top_p(row: &mut [f32], share: f64, keep: usize) {
     let tail = (1.0 - share) as f32;
     // PyTorch accumulates in f64 on the CPU and compares in f32
     let mut seen = 0.0f64;
-    for (&index, &weight) in order
-        .iter()
-        .zip(&weights)
-        .take(order.len().saturating_sub(keep))
-    {
+    for (&index, &weight) in order.iter().zip(&weights).take(order.len().saturating_sub(keep)) {
         seen += f64::from(weight / total);
         if seen as f32 > tail {
             break;

@@ -216,9 +216,7 @@ fn branch(answers: &[Answer], open: &[(Range<usize>, usize)], depth: usize) -> V
         for (index, token) in tokens {
             match nodes[first..].last_mut() {
                 Some(Node {
-                    answers,
-                    token: last,
-                    ..
+                    answers, token: last, ..
                 }) if *last == token => {
                     answers.end = index + 1;
                 }
@@ -240,8 +238,7 @@ fn log_probs<B: Kernels>(logits: Tensor<B, 2>, nodes: &[Node]) -> Result<Vec<f32
         .iter()
         .map(|node| node.row as i64 * vocab as i64 + node.token)
         .collect();
-    let index =
-        Tensor::<B, 1, Int>::from_data(TensorData::new(index, [nodes.len()]), &logits.device());
+    let index = Tensor::<B, 1, Int>::from_data(TensorData::new(index, [nodes.len()]), &logits.device());
     let picked = activation::log_softmax(logits, 1)
         .reshape([rows * vocab])
         .select(0, index);

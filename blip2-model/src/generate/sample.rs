@@ -53,10 +53,7 @@ impl Chains {
     }
 
     /// Takes one logits row per running chain; gives the new tokens and how to go on.
-    pub(super) fn advance(
-        &mut self,
-        rows: &[&[f32]],
-    ) -> Result<(Vec<Token>, Vec<Continuation>), RowError> {
+    pub(super) fn advance(&mut self, rows: &[&[f32]]) -> Result<(Vec<Token>, Vec<Continuation>), RowError> {
         let mut tokens = Vec::with_capacity(rows.len());
         let mut next = Vec::with_capacity(rows.len());
         let running = self
@@ -91,11 +88,7 @@ impl Chains {
         let sequence = |chain: Chain| {
             let token_ids = chain.ids[plan.history.len()..].to_vec();
             Sequence {
-                score: length_normalised(
-                    chain.log_prob,
-                    token_ids.len(),
-                    plan.options.length_penalty,
-                ),
+                score: length_normalised(chain.log_prob, token_ids.len(), plan.options.length_penalty),
                 token_ids,
                 stop: chain.stop.unwrap_or(StopReason::Cancelled),
             }

@@ -71,10 +71,7 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
-    let power = shifted
-        .to_bits()
-        .wrapping_sub(ROUND.to_bits())
-        .wrapping_add(127);
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     (p * r * r + r + 1.0) * f32::from_bits(power << 23)
 }
 
@@ -184,10 +181,7 @@ pub(super) fn draw_distinct(weights: &[f32], count: usize, rng: &mut impl Rng) -
             best.push((f64::from(weight) / exponential) as f32, index);
         }
     }
-    best.into_items()
-        .into_iter()
-        .map(|(_, index)| index)
-        .collect()
+    best.into_items().into_iter().map(|(_, index)| index).collect()
 }
 
 #[cfg(test)]
@@ -214,9 +208,7 @@ mod tests {
     fn max_finds_every_position() {
         for len in 1..40 {
             for at in 0..len {
-                let row: Vec<f32> = (0..len)
-                    .map(|i| if i == at { -1.0 } else { -2.0 })
-                    .collect();
+                let row: Vec<f32> = (0..len).map(|i| if i == at { -1.0 } else { -2.0 }).collect();
                 assert_eq!((max(&row), argmax(&row)), (-1.0, Some(at)));
             }
         }

@@ -75,10 +75,7 @@ impl Search {
     }
 
     /// Takes the logits rows of the current continuations; no continuation in the answer means done.
-    pub(super) fn advance(
-        &mut self,
-        rows: &[&[f32]],
-    ) -> Result<(Vec<Token>, Vec<Continuation>), RowError> {
+    pub(super) fn advance(&mut self, rows: &[&[f32]]) -> Result<(Vec<Token>, Vec<Continuation>), RowError> {
         match self {
             Self::Chains(chains) => chains.advance(rows),
             Self::Beams(beams) => Ok((Vec::new(), beams.advance(rows)?)),

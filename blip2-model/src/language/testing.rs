@@ -307,8 +307,9 @@ pub fn half_weights_keep_wide_activations<B: Kernels>(name: &str) {
         let second = model.step(&fixture.rows("steps")[0], &mut state, &ctx);
         Tensor::cat(vec![first, second], 0)
     };
-    // the same numbers in the same order of operations: bf16 -> f32 is exact
-    assert_close("bf16 weights", run(&narrow), &run(&wide).into_data(), 1e-6);
+    // the same numbers, bf16 -> f32 being exact, summed in another order: a few units in the last place of
+    // logits near 10
+    assert_close("bf16 weights", run(&narrow), &run(&wide).into_data(), 2e-5);
 }
 
 /// Declares one test per check and file on every CPU backend of the build.

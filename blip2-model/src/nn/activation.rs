@@ -1,7 +1,9 @@
 //! Activation functions by their Hugging Face names (`transformers/activations.py`).
 
-use burn::tensor::{Tensor, activation, backend::Backend};
+use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
+
+use super::Kernels;
 
 /// Point-wise non-linearity; serde names are the values of `hidden_act` in Hugging Face configs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,9 +30,13 @@ pub enum Activation {
 
 impl Activation {
     /// Applies the function; any shape in, same shape out.
-    pub fn apply<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
+    pub fn apply<B: Kernels, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self {
             Self::Identity => x,
+            // burn's default backward of GELU is that of the tanh approximation, wrong by up to 1e-3
+            Self::Gelu if B::ad_enabled(&x.device()) && !B::has_exact_gelu_backward() => {
+                (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf().add_scalar(1.0) * (x * 0.5)
+            }
             Self::Gelu => activation::gelu(x),
             Self::GeluTanh => activation::gelu_approximate(x),
             Self::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),

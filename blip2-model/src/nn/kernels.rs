@@ -14,6 +14,11 @@ pub trait Kernels: Backend {
         stored
     }
 
+    /// Whether the backend differentiates the exact GELU exactly; otherwise it is composed from `erf` when training.
+    fn has_exact_gelu_backward() -> bool {
+        false
+    }
+
     /// `act(x W^T + b)` for `x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`.
     ///
     /// The result has the dtype of `x`; a weight kept in another dtype is converted on the way.
@@ -23,13 +28,7 @@ pub trait Kernels: Backend {
         bias: Option<Tensor<Self, 1>>,
         act: Activation,
     ) -> Tensor<Self, 2> {
-        let dtype = x.dtype();
-        let y = x.matmul(as_dtype(weight, dtype).transpose());
-        let y = match bias {
-            Some(bias) => y + as_dtype(bias, dtype).unsqueeze(),
-            None => y,
-        };
-        act.apply(y)
+        linear_by_matmul(x, weight, bias, act)
     }
 
     /// Layer norm over the last axis in f32; output in the dtype of `x`.
@@ -90,6 +89,21 @@ pub trait Kernels: Backend {
         let [batch, heads, len, width] = new.dims();
         cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
     }
+}
+
+/// The plain form of [`Kernels::linear_act`].
+pub fn linear_by_matmul<B: Kernels>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    act: Activation,
+) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    let y = x.matmul(as_dtype(weight, dtype).transpose());
+    act.apply(match bias {
+        Some(bias) => y + as_dtype(bias, dtype).unsqueeze(),
+        None => y,
+    })
 }
 
 /// Casts unless the dtype is already right (a cast is a copy on some backends).

@@ -110,10 +110,7 @@ fn failures_are_typed_and_name_the_file() {
 fn panics_of_decoders_become_errors() {
     let file = path("damaged/short_palette.png");
     let error = decode_file(file, &DecodeOptions::default()).unwrap_err();
-    assert!(
-        matches!(error, ProcessorError::DecodeImage { .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, ProcessorError::DecodeImage { .. }), "{error:?}");
     assert!(error.to_string().contains("short_palette.png"), "{error}");
 }
 
@@ -162,11 +159,7 @@ fn pixel_limit_is_checked_before_decoding() {
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, b| {
         (0..8).fold(crc ^ u32::from(*b), |c, _| {
-            if c & 1 == 1 {
-                c >> 1 ^ 0xEDB8_8320
-            } else {
-                c >> 1
-            }
+            if c & 1 == 1 { c >> 1 ^ 0xEDB8_8320 } else { c >> 1 }
         })
     })
 }

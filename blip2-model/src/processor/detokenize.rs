@@ -75,11 +75,7 @@ impl<'a> DetokenizeStream<'a> {
     }
 
     fn emit(&mut self, end: usize) -> String {
-        let piece = self
-            .text
-            .get(self.emitted..end)
-            .unwrap_or_default()
-            .to_owned();
+        let piece = self.text.get(self.emitted..end).unwrap_or_default().to_owned();
         self.emitted = self.emitted.max(end);
         piece
     }
@@ -95,9 +91,7 @@ impl<'a> DetokenizeStream<'a> {
         let packed = |text: &str| text.replace(' ', "");
         let open = |at: &usize| {
             let tail = packed(&text[*at..]);
-            CLEAN_UP
-                .iter()
-                .any(|(from, _)| packed(from).starts_with(&tail))
+            CLEAN_UP.iter().any(|(from, _)| packed(from).starts_with(&tail))
         };
         // no pattern is longer than this, its inner blanks included
         let tail = text.char_indices().rev().take(8);
@@ -142,11 +136,7 @@ mod tests {
                         joined += &piece;
                     }
                     joined += &stream.finish();
-                    assert_eq!(
-                        joined,
-                        tokenizer.decode(&ids, skip).unwrap(),
-                        "{name}: {text:?}"
-                    );
+                    assert_eq!(joined, tokenizer.decode(&ids, skip).unwrap(), "{name}: {text:?}");
                 }
             }
         }
@@ -160,7 +150,7 @@ mod tests {
             for tokenizer in LOADED.iter() {
                 // the small ids are single characters, half of them parts of longer UTF-8 sequences
                 let size = tokenizer.vocab_size() as u32;
-                let id = |s: &u32| if s % 2 == 0 { s / 2 % 260 } else { s / 2 % (size + 3) };
+                let id = |s: &u32| if s.is_multiple_of(2) { s / 2 % 260 } else { s / 2 % (size + 3) };
                 let ids: Vec<u32> = seeds.iter().map(id).collect();
                 let mut stream = tokenizer.stream(skip);
                 let mut joined: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
@@ -185,10 +175,7 @@ mod tests {
             "{pieces:?}"
         );
         assert!(pieces.iter().any(|p| p.ends_with('😀')), "{pieces:?}");
-        assert!(
-            pieces.iter().filter(|p| p.is_empty()).count() >= 3,
-            "{pieces:?}"
-        );
+        assert!(pieces.iter().filter(|p| p.is_empty()).count() >= 3, "{pieces:?}");
         assert_eq!(pieces.concat() + &stream.finish(), "don't 😀.");
     }
 }

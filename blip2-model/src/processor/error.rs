@@ -174,9 +174,7 @@ pub enum ProcessorError {
     },
 
     /// The length limit leaves no room for the special tokens.
-    #[error(
-        "max_length {max_length} is too small: {special} special tokens are added to every text"
-    )]
+    #[error("max_length {max_length} is too small: {special} special tokens are added to every text")]
     MaxLength {
         /// The limit asked for, tokens.
         max_length: usize,
@@ -185,9 +183,7 @@ pub enum ProcessorError {
     },
 
     /// A text is longer than the fixed length to which a batch is padded.
-    #[error(
-        "text {index} has {length} tokens, more than the {target} to pad to: set max_length as well"
-    )]
+    #[error("text {index} has {length} tokens, more than the {target} to pad to: set max_length as well")]
     PadLength {
         /// Position of the text in the batch.
         index: usize,

@@ -140,10 +140,7 @@ impl Taps {
 
     /// First source position and weights of output position `i`.
     pub(super) fn at(&self, i: usize) -> (usize, &[i32]) {
-        (
-            self.starts[i],
-            &self.weights[i * self.stride..][..self.counts[i]],
-        )
+        (self.starts[i], &self.weights[i * self.stride..][..self.counts[i]])
     }
 
     /// All source positions that any output position reads.

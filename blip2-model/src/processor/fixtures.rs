@@ -19,10 +19,7 @@ pub(super) fn json(name: &str) -> Value {
 }
 
 pub(super) fn sha(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// `[a, b, ...]` as numbers.
@@ -42,9 +39,9 @@ pub(super) fn synthetic(width: u32, height: u32) -> RgbImage {
         image::Rgb(std::array::from_fn(|c| {
             let c = c as u64;
             let smooth = ((x * x * 3 + y * y * 5 + x * y * 7) >> 6) + c * 71;
-            let mut noise = (x * 73856093 ^ y * 19349663 ^ c * 83492791) & 0xFFFF_FFFF;
+            let mut noise = ((x * 73856093) ^ (y * 19349663) ^ (c * 83492791)) & 0xFFFF_FFFF;
             noise ^= noise >> 13;
-            noise = noise * 0x5BD1_E995 & 0xFFFF_FFFF;
+            noise = (noise * 0x5BD1_E995) & 0xFFFF_FFFF;
             noise ^= noise >> 15;
             (((smooth & 255) * 3 + (noise & 255)) >> 2) as u8
         }))

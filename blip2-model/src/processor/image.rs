@@ -116,11 +116,7 @@ impl ImageProcessor {
         let (height, width) = self.resized(image.height(), image.width());
         let limit = DecodeOptions::default().max_pixels;
         if u64::from(height) * u64::from(width) > limit {
-            let image = format!(
-                "a {} x {} image, once resized,",
-                image.width(),
-                image.height()
-            );
+            let image = format!("a {} x {} image, once resized,", image.width(), image.height());
             return Err(ProcessorError::ImageTooLarge {
                 image,
                 width,
@@ -150,9 +146,7 @@ impl ImageProcessor {
     /// [`ProcessorError::MixedBatch`] if the results differ in size; see also [`Self::preprocess`].
     pub fn preprocess_batch(&self, images: &[RgbImage]) -> Result<PixelBatch, ProcessorError> {
         images.iter().try_for_each(|i| self.check(i))?;
-        let sizes = images
-            .iter()
-            .map(|i| self.output_size(i.height(), i.width()));
+        let sizes = images.iter().map(|i| self.output_size(i.height(), i.width()));
         let Some(first) = sizes.clone().next() else {
             return Ok(PixelBatch::default());
         };
@@ -215,8 +209,8 @@ fn center_crop(image: &RgbImage, (height, width): (u32, u32)) -> RgbImage {
     let (top, left) = (offset(image.height(), height), offset(image.width(), width));
     RgbImage::from_fn(width, height, |x, y| {
         let (x, y) = (i64::from(x) + left, i64::from(y) + top);
-        let inside = (0..i64::from(image.width())).contains(&x)
-            && (0..i64::from(image.height())).contains(&y);
+        let inside =
+            (0..i64::from(image.width())).contains(&x) && (0..i64::from(image.height())).contains(&y);
         if inside {
             *image.get_pixel(x as u32, y as u32)
         } else {
@@ -266,10 +260,7 @@ mod tests {
             .flat_map(|i| processor.preprocess(i).unwrap())
             .collect();
         assert_eq!(batch.values, singles);
-        assert_eq!(
-            processor.preprocess_batch(&[]).unwrap(),
-            PixelBatch::default()
-        );
+        assert_eq!(processor.preprocess_batch(&[]).unwrap(), PixelBatch::default());
     }
 
     #[test]
@@ -291,10 +282,7 @@ mod tests {
             "{mixed}"
         );
         let sliver = shortest.preprocess(&RgbImage::new(1, 65535)).unwrap_err();
-        assert!(
-            matches!(sliver, ProcessorError::ImageTooLarge { .. }),
-            "{sliver}"
-        );
+        assert!(matches!(sliver, ProcessorError::ImageTooLarge { .. }), "{sliver}");
         for processor in [shortest, ImageProcessor::blip2(28)] {
             let empty = RgbImage::new(0, 7);
             assert!(matches!(

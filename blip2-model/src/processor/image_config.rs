@@ -91,10 +91,7 @@ impl ImageProcessorConfig {
         let clip = match kind.map(|v| (v, v.as_str())) {
             None => false,
             Some((_, Some("BlipImageProcessor" | "BlipImageProcessorFast"))) => false,
-            Some((
-                _,
-                Some("CLIPImageProcessor" | "CLIPImageProcessorFast" | "CLIPFeatureExtractor"),
-            )) => true,
+            Some((_, Some("CLIPImageProcessor" | "CLIPImageProcessorFast" | "CLIPFeatureExtractor"))) => true,
             Some((found, _)) => {
                 return Err(unsupported(
                     "image_processor_type",
@@ -196,18 +193,11 @@ impl Fields {
     }
 
     fn flag(&self, name: &'static str, default: bool) -> Result<bool, ProcessorError> {
-        let parse = |v: &Value| {
-            v.as_bool()
-                .ok_or_else(|| unsupported(name, v, "true or false"))
-        };
+        let parse = |v: &Value| v.as_bool().ok_or_else(|| unsupported(name, v, "true or false"));
         self.get(name).map_or(Ok(default), parse)
     }
 
-    fn per_channel(
-        &self,
-        name: &'static str,
-        default: [f64; 3],
-    ) -> Result<[f64; 3], ProcessorError> {
+    fn per_channel(&self, name: &'static str, default: [f64; 3]) -> Result<[f64; 3], ProcessorError> {
         let Some(value) = self.get(name) else {
             return Ok(default);
         };
@@ -234,11 +224,7 @@ impl Fields {
         for (name, value) in &self.0 {
             let off = value.is_null() || value == &Value::Bool(false);
             if name.starts_with("do_") && !KNOWN.contains(&name.as_str()) && !off {
-                return Err(unsupported(
-                    name,
-                    value,
-                    "false: this step is not implemented",
-                ));
+                return Err(unsupported(name, value, "false: this step is not implemented"));
             }
         }
         match self.get("data_format") {
@@ -259,11 +245,7 @@ fn unsupported(field: &str, found: &Value, expected: &'static str) -> ProcessorE
 }
 
 /// A bare number is a square where `square`, else the shortest edge.
-fn parse_size(
-    field: &'static str,
-    value: &Value,
-    square: bool,
-) -> Result<ResizeTo, ProcessorError> {
+fn parse_size(field: &'static str, value: &Value, square: bool) -> Result<ResizeTo, ProcessorError> {
     let refuse = || {
         unsupported(
             field,
@@ -322,10 +304,7 @@ mod tests {
             "resample": 3, "rescale_factor": 0.00392156862745098, "size": {"height": 364, "width": 364}}"#;
         let config = ImageProcessorConfig::from_json(file, Path::new("x")).unwrap();
         assert_eq!(config, ImageProcessorConfig::blip2(364));
-        assert_eq!(
-            config.to_json(),
-            serde_json::from_str::<Value>(file).unwrap()
-        );
+        assert_eq!(config.to_json(), serde_json::from_str::<Value>(file).unwrap());
     }
 
     #[test]

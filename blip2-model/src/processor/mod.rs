@@ -1,6 +1,6 @@
 //! From files and strings to the numbers that a model takes, and back to text.
 //!
-//! Images: [`decode`] -> [`resize`] -> [`image`] (pixel values). Texts: [`text`] (cleaning, prompts) ->
+//! Images: [`decode`] -> [`mod@resize`] -> [`image`] (pixel values). Texts: [`text`] (cleaning, prompts) ->
 //! [`tokenizer`] (ids) -> [`detokenize`] (streamed text). No tensors here: results are plain vectors.
 
 pub mod decode;

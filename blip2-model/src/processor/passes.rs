@@ -136,12 +136,7 @@ fn horizontal_portable(src: &[u8], dst: &mut [u8], taps: &WideTaps) {
                 lanes[l] = lanes[l].wrapping_add(i32::from(p[l]).wrapping_mul(w[l]));
             }
         }
-        for (l, (p, w)) in pixels
-            .remainder()
-            .iter()
-            .zip(factors.remainder())
-            .enumerate()
-        {
+        for (l, (p, w)) in pixels.remainder().iter().zip(factors.remainder()).enumerate() {
             lanes[l] = lanes[l].wrapping_add(i32::from(*p).wrapping_mul(*w));
         }
         for (c, o) in out.iter_mut().enumerate() {

@@ -134,12 +134,7 @@ pub fn resize_crop(
     Ok(resample(view, whole, width, height, how.into()))
 }
 
-fn check(
-    image: &RgbImage,
-    b: PixelBox,
-    out_width: u32,
-    out_height: u32,
-) -> Result<(), ProcessorError> {
+fn check(image: &RgbImage, b: PixelBox, out_width: u32, out_height: u32) -> Result<(), ProcessorError> {
     let (width, height) = image.dimensions();
     let inside = b.left < b.right && b.top < b.bottom && b.right <= width && b.bottom <= height;
     if inside && out_width > 0 && out_height > 0 {
@@ -169,12 +164,7 @@ fn resample(view: View<'_>, b: PixelBox, width: u32, height: u32, how: Resamplin
         return nearest(view, b, width, height);
     }
     let whole = |from: u32, to: u32, size: u32, out: u32| from == 0 && to == size && size == out;
-    let columns = || {
-        WideTaps::new(
-            &Taps::new(view.width, b.left..b.right, w, how.filter),
-            &view,
-        )
-    };
+    let columns = || WideTaps::new(&Taps::new(view.width, b.left..b.right, w, how.filter), &view);
     let rows = || Taps::new(view.height, b.top..b.bottom, h, how.filter);
     let out = match (
         whole(b.left, b.right, view.width, width),

@@ -17,10 +17,7 @@ fn is_space(c: char) -> bool {
 
 /// First `max_words` pieces between single spaces; empty pieces count as words.
 fn first_words(text: &str, max_words: usize) -> String {
-    text.split(' ')
-        .take(max_words)
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.split(' ').take(max_words).collect::<Vec<_>>().join(" ")
 }
 
 /// Cleans a caption for training: lower case, `. ! " ( ) * # : ; ~` become spaces, runs of white space one
@@ -136,11 +133,7 @@ mod tests {
         for case in cases.as_array().unwrap() {
             let text = |i: usize| case[i].as_str().unwrap();
             let words = case[1].as_u64().unwrap() as usize;
-            assert_eq!(
-                blip_caption(text(0), "a photo of ", words),
-                text(2),
-                "{case}"
-            );
+            assert_eq!(blip_caption(text(0), "a photo of ", words), text(2), "{case}");
             assert_eq!(blip_question(text(0), words), text(3), "{case}");
         }
         assert!(cases.as_array().unwrap().len() > 300);
@@ -149,10 +142,7 @@ mod tests {
     #[test]
     fn prompts_of_each_family() {
         let (opt, t5) = (PromptFamily::Opt.prompts(), PromptFamily::T5.prompts());
-        assert_eq!(
-            fill_template(opt.question, &["why?"]),
-            "Question: why? Answer:"
-        );
+        assert_eq!(fill_template(opt.question, &["why?"]), "Question: why? Answer:");
         assert_eq!(
             fill_template(t5.question, &["why?"]),
             "Question: why? Short answer:"

@@ -1,7 +1,7 @@
 //! Text to token ids and back, for the three vocabularies that BLIP-2 uses.
 //!
 //! Wraps the `tokenizers` crate; mirrors transformers' `BertTokenizer` (Q-Former), OPT's `GPT2Tokenizer` with a
-//! leading `</s>`, and `T5Tokenizer`. Files are read in [`super::tokenizer_files`].
+//! leading `</s>`, and `T5Tokenizer`. Files are read in `tokenizer_files.rs`.
 
 use std::path::Path;
 
@@ -179,17 +179,13 @@ impl TextTokenizer {
     /// # Errors
     /// [`ProcessorError::MissingTokenizer`], [`ProcessorError::InvalidTokenizer`], [`ProcessorError::InvalidJson`],
     /// [`ProcessorError::AddedTokenId`], [`ProcessorError::Read`].
-    pub fn from_folder(
-        folder: impl AsRef<Path>,
-        kind: TokenizerKind,
-    ) -> Result<Self, ProcessorError> {
+    pub fn from_folder(folder: impl AsRef<Path>, kind: TokenizerKind) -> Result<Self, ProcessorError> {
         let path = folder.as_ref();
         let damaged = |panic| ProcessorError::InvalidTokenizer {
             path: path.into(),
             source: panic,
         };
-        let loaded = guard(|| tokenizer_files::load(path, kind))
-            .map_err(|panic| damaged(panic.into()))??;
+        let loaded = guard(|| tokenizer_files::load(path, kind)).map_err(|panic| damaged(panic.into()))??;
         let mut tokenizer = Self {
             inner: loaded.tokenizer,
             kind,
@@ -237,26 +233,17 @@ impl TextTokenizer {
         guard(|| self.encode_unguarded(text, options)).map_err(|panic| failed(panic.into()))?
     }
 
-    fn encode_unguarded(
-        &self,
-        text: &str,
-        options: &EncodeOptions,
-    ) -> Result<Vec<u32>, ProcessorError> {
+    fn encode_unguarded(&self, text: &str, options: &EncodeOptions) -> Result<Vec<u32>, ProcessorError> {
         let failed = |source| ProcessorError::Tokenize { source };
         let mut encoding = self.inner.encode_fast(text, false).map_err(failed)?;
         let special = match self.inner.get_post_processor() {
-            Some(post) if options.add_special => {
-                tokenizers::PostProcessor::added_tokens(post, false)
-            }
+            Some(post) if options.add_special => tokenizers::PostProcessor::added_tokens(post, false),
             _ => 0,
         };
         if let Some(max_length) = options.max_length {
             let room = max_length
                 .checked_sub(special)
-                .ok_or(ProcessorError::MaxLength {
-                    max_length,
-                    special,
-                })?;
+                .ok_or(ProcessorError::MaxLength { max_length, special })?;
             let direction = match options.truncation_side {
                 Side::Left => TruncationDirection::Left,
                 Side::Right => TruncationDirection::Right,

@@ -29,8 +29,7 @@ pub(super) fn load(folder: &Path, kind: TokenizerKind) -> Result<Loaded, Process
     let config = read_object(&folder.join(CONFIG))?;
     let map = read_object(&folder.join("special_tokens_map.json"))?;
     let setting = |name: &str| config.get(name).or_else(|| map.get(name));
-    let flag =
-        |name: &str, default: bool| config.get(name).and_then(Value::as_bool).unwrap_or(default);
+    let flag = |name: &str, default: bool| config.get(name).and_then(Value::as_bool).unwrap_or(default);
 
     let mut roles: BTreeMap<&str, AddedToken> = BTreeMap::new();
     for role in ROLES {
@@ -51,11 +50,7 @@ pub(super) fn load(folder: &Path, kind: TokenizerKind) -> Result<Loaded, Process
     if kind == TokenizerKind::Bert && tokenizer.token_to_id("[DEC]").is_none() {
         tokenizer.add_special_tokens(&[AddedToken::from("[DEC]", true)]);
     }
-    let id = |role: &str| {
-        roles
-            .get(role)
-            .and_then(|t| tokenizer.token_to_id(&t.content))
-    };
+    let id = |role: &str| roles.get(role).and_then(|t| tokenizer.token_to_id(&t.content));
     let special = SpecialIds {
         bos: id("bos"),
         eos: id("eos"),
@@ -67,9 +62,7 @@ pub(super) fn load(folder: &Path, kind: TokenizerKind) -> Result<Loaded, Process
         image: tokenizer.token_to_id("<image>"),
         newline: None,
     };
-    if let (TokenizerKind::Opt, Some(bos), true) =
-        (kind, roles.get("bos"), flag("add_bos_token", true))
-    {
+    if let (TokenizerKind::Opt, Some(bos), true) = (kind, roles.get("bos"), flag("add_bos_token", true)) {
         add_bos(&mut tokenizer, folder, &bos.content)?;
     }
     Ok(Loaded {
@@ -98,10 +91,7 @@ fn default_token(kind: TokenizerKind, role: &str) -> Option<&'static str> {
         TokenizerKind::T5 => &[("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>")],
         TokenizerKind::Llama => &[("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")],
     };
-    names
-        .iter()
-        .find(|(r, _)| *r == role)
-        .map(|(_, name)| *name)
+    names.iter().find(|(r, _)| *r == role).map(|(_, name)| *name)
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, ProcessorError> {
@@ -162,10 +152,7 @@ fn read_vocabulary(
             let path = folder.join("vocab.txt");
             let bytes = read(&path)?.ok_or_else(|| missing("tokenizer.json or vocab.txt"))?;
             let text = String::from_utf8(bytes).map_err(|e| invalid(&path, e))?;
-            parse(
-                &path,
-                bert_document(&text, config, roles).to_string().as_bytes(),
-            )
+            parse(&path, bert_document(&text, config, roles).to_string().as_bytes())
         }
         TokenizerKind::Opt => {
             let paths = [folder.join("vocab.json"), folder.join("merges.txt")];
@@ -188,11 +175,7 @@ fn read_vocabulary(
 }
 
 /// The `tokenizer.json` of a BERT `vocab.txt`: one token per line, the line number is the id.
-fn bert_document(
-    vocab: &str,
-    config: &Map<String, Value>,
-    roles: &BTreeMap<&str, AddedToken>,
-) -> Value {
+fn bert_document(vocab: &str, config: &Map<String, Value>, roles: &BTreeMap<&str, AddedToken>) -> Value {
     let vocab: Map<String, Value> = vocab
         .lines()
         .enumerate()
@@ -200,10 +183,7 @@ fn bert_document(
         .collect();
     let name = |role: &str| roles.get(role).map_or("", |t| t.content.as_str());
     let special = |role: &str| {
-        let (name, id) = (
-            name(role),
-            vocab.get(name(role)).cloned().unwrap_or(Value::Null),
-        );
+        let (name, id) = (name(role), vocab.get(name(role)).cloned().unwrap_or(Value::Null));
         (
             name.to_owned(),
             json!({"id": name, "ids": [id], "tokens": [name]}),
@@ -269,8 +249,7 @@ fn opt_document(vocab: Map<String, Value>, merges: &str, config: &Map<String, Va
 /// A token given as a string, or as an object with matching rules.
 fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
     let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
-    let flag =
-        |name: &str, default: bool| value.get(name).and_then(Value::as_bool).unwrap_or(default);
+    let flag = |name: &str, default: bool| value.get(name).and_then(Value::as_bool).unwrap_or(default);
     Some(AddedToken {
         content: content.to_owned(),
         single_word: flag("single_word", false),
@@ -304,17 +283,8 @@ fn register(
     let path = folder.join("added_tokens.json");
     for (content, id) in read_object(&path)? {
         let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
-        let id = id.ok_or_else(|| {
-            invalid(
-                &path,
-                format!("the id of `{content}` is not a whole number"),
-            )
-        })?;
-        let special = content == "<image>"
-            || roles
-                .values()
-                .chain(&additional)
-                .any(|t| t.content == content);
+        let id = id.ok_or_else(|| invalid(&path, format!("the id of `{content}` is not a whole number")))?;
+        let special = content == "<image>" || roles.values().chain(&additional).any(|t| t.content == content);
         numbered.extend(added_token(&content.into(), special).map(|t| (id, (path.clone(), t))));
     }
     let path = folder.join(CONFIG);
@@ -348,9 +318,7 @@ fn register(
             add_if_new(tokenizer, token);
         }
     }
-    additional
-        .iter()
-        .for_each(|token| add_if_new(tokenizer, token));
+    additional.iter().for_each(|token| add_if_new(tokenizer, token));
     Ok(())
 }
 
@@ -375,9 +343,7 @@ fn add_bos(tokenizer: &mut Tokenizer, path: &Path, bos: &str) -> Result<(), Proc
             format!("the vocabulary lacks the token `{bos}` that begins every text"),
         ));
     };
-    let sample = tokenizer
-        .encode_fast("a", true)
-        .map_err(|e| invalid(path, e))?;
+    let sample = tokenizer.encode_fast("a", true).map_err(|e| invalid(path, e))?;
     if sample.get_ids().first() == Some(&id) {
         return Ok(());
     }
@@ -389,8 +355,7 @@ fn add_bos(tokenizer: &mut Tokenizer, path: &Path, bos: &str) -> Result<(), Proc
         "pair": [start, text("A", 0), text("B", 1)],
         "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
     });
-    let template: PostProcessorWrapper =
-        serde_json::from_value(template).map_err(|e| invalid(path, e))?;
+    let template: PostProcessorWrapper = serde_json::from_value(template).map_err(|e| invalid(path, e))?;
     tokenizer.with_post_processor(Some(template));
     Ok(())
 }

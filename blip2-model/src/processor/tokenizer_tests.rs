@@ -54,8 +54,7 @@ fn check(tokenizer: &TextTokenizer, expected: &Value, texts: &[&str], max_length
 }
 
 fn check_folder(folder: &std::path::Path) {
-    let fixture: Value =
-        serde_json::from_slice(&std::fs::read(folder.join("ids.json")).unwrap()).unwrap();
+    let fixture: Value = serde_json::from_slice(&std::fs::read(folder.join("ids.json")).unwrap()).unwrap();
     let texts = strings(&fixture["strings"]);
     assert!(texts.len() > 300);
     let max_length = fixture["max_length"].as_u64().unwrap() as usize;
@@ -78,10 +77,7 @@ fn full_vocabularies() {
     let folder = std::path::Path::new(&folder);
     check_folder(folder);
     let bert = TextTokenizer::from_folder(folder.join("bert"), TokenizerKind::Bert).unwrap();
-    assert_eq!(
-        (bert.special().dec, bert.vocab_size()),
-        (Some(30522), 30523)
-    );
+    assert_eq!((bert.special().dec, bert.vocab_size()), (Some(30522), 30523));
     let opt = TextTokenizer::from_folder(folder.join("opt"), TokenizerKind::Opt).unwrap();
     assert_eq!(
         (opt.special().newline, opt.special().image),
@@ -208,10 +204,7 @@ fn batches_equal_transformers() {
     let empty = bert
         .encode_batch(&none, &EncodeOptions::default(), Padding::RIGHT)
         .unwrap();
-    assert_eq!(
-        (empty.batch, empty.length, empty.positions().len()),
-        (0, 0, 0)
-    );
+    assert_eq!((empty.batch, empty.length, empty.positions().len()), (0, 0, 0));
 }
 
 #[test]
@@ -242,11 +235,7 @@ fn truncation_keeps_the_special_tokens() {
         "{small}"
     );
     let long = bert
-        .encode_batch(
-            &["a", text],
-            &EncodeOptions::default(),
-            Padding::right_to(4),
-        )
+        .encode_batch(&["a", text], &EncodeOptions::default(), Padding::right_to(4))
         .unwrap_err();
     assert!(
         matches!(
@@ -276,35 +265,22 @@ fn unusable_folders_are_typed_and_named() {
             matches!(error, ProcessorError::MissingTokenizer { .. }),
             "{error}"
         );
-        assert!(
-            error
-                .to_string()
-                .contains(&folder.path().display().to_string())
-        );
+        assert!(error.to_string().contains(&folder.path().display().to_string()));
     }
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("vocab.txt", "[PAD]\n[UNK]\nthe\n");
     assert!(
-        matches!(
-            load(TokenizerKind::Bert),
-            ProcessorError::InvalidTokenizer { .. }
-        ),
+        matches!(load(TokenizerKind::Bert), ProcessorError::InvalidTokenizer { .. }),
         "no [CLS]"
     );
     write("vocab.json", r#"{"a": 0, "b": 1, "</s>": 2}"#);
     assert!(
-        matches!(
-            load(TokenizerKind::Opt),
-            ProcessorError::MissingTokenizer { .. }
-        ),
+        matches!(load(TokenizerKind::Opt), ProcessorError::MissingTokenizer { .. }),
         "no merges"
     );
     write("merges.txt", "#version: 0.2\na c\n");
     assert!(
-        matches!(
-            load(TokenizerKind::Opt),
-            ProcessorError::InvalidTokenizer { .. }
-        ),
+        matches!(load(TokenizerKind::Opt), ProcessorError::InvalidTokenizer { .. }),
         "unknown piece"
     );
     write("merges.txt", "#version: 0.2\n");
@@ -343,10 +319,7 @@ fn panics_of_the_library_become_errors() {
     let good = std::fs::read_to_string(path("tokenizers/t5/tokenizer.json")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (from, to) in [
-        (
-            "\"precompiled_charsmap\": \"",
-            "\"precompiled_charsmap\": \"==",
-        ),
+        ("\"precompiled_charsmap\": \"", "\"precompiled_charsmap\": \"=="),
         (
             "\"decoder\": {\"type\": \"Metaspace\"",
             "\"decoder\": {\"type\": \"Metaspac\"",

@@ -57,7 +57,11 @@ impl<B: Kernels> PatchEmbedding<B> {
             .permute([0, 2, 4, 1, 3, 5]) // [B, rows, cols, 3, p, p]
             .reshape([batch, rows * cols, channels * patch * patch]);
         let project = Linear {
-            weight: Param::from_tensor(self.weight.val().reshape([width, channels * patch * patch])),
+            // not `from_tensor`, which asks for a leaf: this is a view of one, and its gradient belongs to it
+            weight: Param::initialized(
+                self.weight.id,
+                self.weight.val().reshape([width, channels * patch * patch]),
+            ),
             bias: self.bias.as_ref().map(|b| Param::initialized(b.id, b.val())),
         };
         let tokens = project.forward(patches);

@@ -16,7 +16,9 @@ struct Expected {
 
 /// Path of a fixture.
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/weights").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/weights")
+        .join(name)
 }
 
 /// Asserts that a source holds exactly the tensors noted for a fixture, bit for bit.
@@ -26,12 +28,24 @@ pub fn assert_holds(source: &dyn TensorSource, fixture: &str) {
     let expected = all.remove(fixture).unwrap();
     let mut names: Vec<&str> = source.infos().iter().map(|info| info.name.as_str()).collect();
     names.sort_unstable();
-    assert_eq!(names, expected.keys().map(String::as_str).collect::<Vec<_>>(), "{fixture}");
+    assert_eq!(
+        names,
+        expected.keys().map(String::as_str).collect::<Vec<_>>(),
+        "{fixture}"
+    );
     for (name, Expected { dtype, shape, hex }) in expected {
         let info = source.info(&name).unwrap();
         let tensor = source.get(&name).unwrap();
-        assert_eq!((info.dtype, info.shape.as_slice()), (tensor.dtype(), tensor.shape()), "{fixture}: {name}");
-        assert_eq!((info.dtype.to_string(), &info.shape), (dtype, &shape), "{fixture}: {name}");
+        assert_eq!(
+            (info.dtype, info.shape.as_slice()),
+            (tensor.dtype(), tensor.shape()),
+            "{fixture}: {name}"
+        );
+        assert_eq!(
+            (info.dtype.to_string(), &info.shape),
+            (dtype, &shape),
+            "{fixture}: {name}"
+        );
         let found: String = tensor.bytes().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(found, hex, "{fixture}: {name}");
     }

@@ -5,11 +5,13 @@
 
 pub mod checkpoint_dir;
 pub mod error;
+mod fault;
 #[cfg(test)]
 mod fixtures;
 pub mod hub;
 pub mod pickle;
 pub mod safetensors;
+mod shard_plan;
 pub mod sharded;
 pub mod source;
 mod staging;

@@ -45,24 +45,43 @@ impl SafetensorsFile {
     pub(crate) fn from_mapped(file: MappedFile) -> Result<Self> {
         let path = file.path();
         let bytes = file.bytes();
-        let truncated = |expected| WeightsError::Truncated { path: path.to_owned(), expected, found: bytes.len() as u64 };
-        let bad = |fault| WeightsError::BadHeader { path: path.to_owned(), fault };
+        let truncated = |expected| WeightsError::Truncated {
+            path: path.to_owned(),
+            expected,
+            found: bytes.len() as u64,
+        };
+        let bad = |fault| WeightsError::BadHeader {
+            path: path.to_owned(),
+            fault,
+        };
 
         let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-            return Err(WeightsError::NotWeights { path: path.to_owned(), found: guess_content(bytes) });
+            return Err(WeightsError::NotWeights {
+                path: path.to_owned(),
+                found: guess_content(bytes),
+            });
         };
         let header_len = u64::from_le_bytes(*length);
         if header_len > MAX_HEADER {
             // text read as a length is always too large: say what the file is instead
             let found = guess_content(bytes);
             if found != FileGuess::Unknown {
-                return Err(WeightsError::NotWeights { path: path.to_owned(), found });
+                return Err(WeightsError::NotWeights {
+                    path: path.to_owned(),
+                    found,
+                });
             }
-            return Err(bad(HeaderFault::TooLarge { size: header_len, limit: MAX_HEADER }));
+            return Err(bad(HeaderFault::TooLarge {
+                size: header_len,
+                limit: MAX_HEADER,
+            }));
         }
         let data_start = 8 + header_len as usize;
-        let header = rest.get(..header_len as usize).ok_or_else(|| truncated(data_start as u64))?;
-        let metadata: Metadata = serde_json::from_slice(header).map_err(|e| bad(HeaderFault::Invalid(e.into())))?;
+        let header = rest
+            .get(..header_len as usize)
+            .ok_or_else(|| truncated(data_start as u64))?;
+        let metadata: Metadata =
+            serde_json::from_slice(header).map_err(|e| bad(HeaderFault::Invalid(e.into())))?;
 
         let data_len = metadata.data_len() as u64;
         let found = (bytes.len() - data_start) as u64;
@@ -70,13 +89,17 @@ impl SafetensorsFile {
             return Err(truncated((data_start as u64).saturating_add(data_len)));
         }
         if found > data_len {
-            return Err(bad(HeaderFault::TrailingBytes { bytes: found - data_len }));
+            return Err(bad(HeaderFault::TrailingBytes {
+                bytes: found - data_len,
+            }));
         }
 
         let mut infos = Vec::new();
         let mut entries = HashMap::new();
         for name in metadata.offset_keys() {
-            let Some(info) = metadata.info(&name) else { continue };
+            let Some(info) = metadata.info(&name) else {
+                continue;
+            };
             let dtype = dtype_from(info.dtype).ok_or_else(|| WeightsError::UnsupportedDtype {
                 path: path.to_owned(),
                 tensor: name.clone(),
@@ -85,7 +108,11 @@ impl SafetensorsFile {
             // the crate has checked that the offsets are in order and end at `data_len`
             let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
             entries.insert(name.clone(), (infos.len(), range));
-            infos.push(TensorInfo { name, dtype, shape: info.shape.clone() });
+            infos.push(TensorInfo {
+                name,
+                dtype,
+                shape: info.shape.clone(),
+            });
         }
         Ok(Self { file, infos, entries })
     }
@@ -106,10 +133,17 @@ impl TensorSource for SafetensorsFile {
 
     fn get(&self, name: &str) -> Result<TensorBytes> {
         let Some((i, range)) = self.entries.get(name) else {
-            return Err(WeightsError::NoSuchTensor { path: self.path().to_owned(), name: name.to_owned() });
+            return Err(WeightsError::NoSuchTensor {
+                path: self.path().to_owned(),
+                name: name.to_owned(),
+            });
         };
         let info = &self.infos[*i];
-        TensorBytes::new(info.dtype, info.shape.clone(), self.file.bytes().slice(range.clone()))
+        TensorBytes::new(
+            info.dtype,
+            info.shape.clone(),
+            self.file.bytes().slice(range.clone()),
+        )
     }
 
     fn release(&self, name: &str) {
@@ -190,7 +224,10 @@ mod tests {
     #[test]
     fn unknown_dtypes_and_names_are_named() {
         let err = SafetensorsFile::open(fixtures::path("float8.safetensors")).unwrap_err();
-        assert!(matches!(&err, WeightsError::UnsupportedDtype { tensor, dtype, .. } if tensor == "f8" && dtype == "F8_E4M3"), "{err}");
+        assert!(
+            matches!(&err, WeightsError::UnsupportedDtype { tensor, dtype, .. } if tensor == "f8" && dtype == "F8_E4M3"),
+            "{err}"
+        );
         let source = SafetensorsFile::open(fixtures::path("dtypes.safetensors")).unwrap();
         assert!(matches!(source.get("nope"), Err(WeightsError::NoSuchTensor { name, .. }) if name == "nope"));
     }
@@ -202,7 +239,9 @@ mod tests {
             assert!(open(&bytes[..len]).is_err(), "{len}");
         }
         let err = open(&bytes[..bytes.len() - 1]).unwrap_err();
-        assert!(matches!(err, WeightsError::Truncated { expected, found, .. } if expected == bytes.len() as u64 && found + 1 == expected));
+        assert!(
+            matches!(err, WeightsError::Truncated { expected, found, .. } if expected == bytes.len() as u64 && found + 1 == expected)
+        );
         let err = open(&bytes[..100]).unwrap_err();
         assert!(matches!(err, WeightsError::Truncated { found: 100, .. }), "{err}");
     }
@@ -210,31 +249,72 @@ mod tests {
     #[test]
     fn hostile_headers_are_faults() {
         let huge = [u64::MAX.to_le_bytes().as_slice(), b"{}"].concat();
-        assert!(matches!(open(&huge), Err(WeightsError::BadHeader { fault: HeaderFault::TooLarge { size: u64::MAX, .. }, .. })));
-        let entry = |shape: &str, offsets: &str| format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#);
+        assert!(matches!(
+            open(&huge),
+            Err(WeightsError::BadHeader {
+                fault: HeaderFault::TooLarge { size: u64::MAX, .. },
+                ..
+            })
+        ));
+        let entry = |shape: &str, offsets: &str| {
+            format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
         // size and offsets disagree; a gap; backwards; overflow
-        for (shape, offsets) in [("[2]", "[0,4]"), ("[1]", "[4,8]"), ("[1]", "[4,0]"), ("[4294967296,4294967296,4]", "[0,8]"), ("[9223372036854775807]", "[0,8]")] {
+        for (shape, offsets) in [
+            ("[2]", "[0,4]"),
+            ("[1]", "[4,8]"),
+            ("[1]", "[4,0]"),
+            ("[4294967296,4294967296,4]", "[0,8]"),
+            ("[9223372036854775807]", "[0,8]"),
+        ] {
             let fault = header_fault(&entry(shape, offsets), &[0; 8]);
-            assert!(matches!(fault, HeaderFault::Invalid(_)), "{shape} {offsets}: {fault}");
+            assert!(
+                matches!(fault, HeaderFault::Invalid(_)),
+                "{shape} {offsets}: {fault}"
+            );
         }
         // two tensors over the same bytes
         let overlap = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}"#;
         assert!(matches!(header_fault(overlap, &[0; 6]), HeaderFault::Invalid(_)));
-        assert!(matches!(header_fault(&entry("[1]", "[0,4]"), &[0; 9]), HeaderFault::TrailingBytes { bytes: 5 }));
+        assert!(matches!(
+            header_fault(&entry("[1]", "[0,4]"), &[0; 9]),
+            HeaderFault::TrailingBytes { bytes: 5 }
+        ));
         assert!(matches!(header_fault("[]", &[]), HeaderFault::Invalid(_)));
-        assert!(matches!(header_fault(&"[".repeat(100_000), &[]), HeaderFault::Invalid(_)));
+        assert!(matches!(
+            header_fault(&"[".repeat(100_000), &[]),
+            HeaderFault::Invalid(_)
+        ));
         // 2^64 - 8 elements of one byte: the end of the file wraps around if it is added up carelessly
         let wrap = entry("[18446744073709551608]", "[0,18446744073709551608]").replace("F32", "U8");
-        assert!(matches!(open(&file(&wrap, &[])), Err(WeightsError::BadHeader { fault: HeaderFault::Invalid(_), .. })));
+        assert!(matches!(
+            open(&file(&wrap, &[])),
+            Err(WeightsError::BadHeader {
+                fault: HeaderFault::Invalid(_),
+                ..
+            })
+        ));
         // as large as a size can be without an overflow in bits
         let large = entry("[2305843009213693951]", "[0,2305843009213693951]").replace("F32", "U8");
-        assert!(matches!(open(&file(&large, &[])), Err(WeightsError::Truncated { .. })));
+        assert!(matches!(
+            open(&file(&large, &[])),
+            Err(WeightsError::Truncated { .. })
+        ));
     }
 
     #[test]
     fn a_web_page_or_lfs_pointer_is_no_header() {
         let err = open(b"<!DOCTYPE html><html>Sign in to continue</html>").unwrap_err();
-        assert!(matches!(err, WeightsError::NotWeights { found: FileGuess::Html, .. }), "{err}");
+        assert!(
+            matches!(
+                err,
+                WeightsError::NotWeights {
+                    found: FileGuess::Html,
+                    ..
+                }
+            ),
+            "{err}"
+        );
     }
 
     proptest! {

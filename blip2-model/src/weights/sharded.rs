@@ -28,12 +28,16 @@ impl ShardIndex {
     /// Reads an index file.
     pub fn read(path: &Path) -> Result<Self> {
         let io = |e| WeightsError::io(path, e);
-        let bad = |fault| WeightsError::BadIndex { path: path.to_owned(), fault };
+        let bad = |fault| WeightsError::BadIndex {
+            path: path.to_owned(),
+            fault,
+        };
         let size = std::fs::metadata(path).map_err(io)?.len();
         if size > MAX_INDEX {
             return Err(bad(IndexFault::TooLarge { size }));
         }
-        let index: Self = serde_json::from_slice(&std::fs::read(path).map_err(io)?).map_err(|e| bad(e.into()))?;
+        let index: Self =
+            serde_json::from_slice(&std::fs::read(path).map_err(io)?).map_err(|e| bad(e.into()))?;
         if index.weight_map.is_empty() {
             return Err(bad(IndexFault::Empty));
         }
@@ -71,9 +75,16 @@ impl ShardedSource {
         let names: Vec<&str> = index.shards().into_iter().collect();
 
         // `metadata` follows links: a dangling link in a hub cache is a missing shard
-        let missing: Vec<String> = names.iter().filter(|name| std::fs::metadata(folder.join(name)).is_err()).map(|&n| n.to_owned()).collect();
+        let missing: Vec<String> = names
+            .iter()
+            .filter(|name| std::fs::metadata(folder.join(name)).is_err())
+            .map(|&n| n.to_owned())
+            .collect();
         if !missing.is_empty() {
-            return Err(WeightsError::MissingShards { path, shards: missing });
+            return Err(WeightsError::MissingShards {
+                path,
+                shards: missing,
+            });
         }
 
         let mut shards = Vec::new();
@@ -92,11 +103,24 @@ impl ShardedSource {
             }
             shards.push(shard);
         }
-        let absent: Vec<String> = index.weight_map.keys().filter(|name| !by_name.contains_key(*name)).cloned().collect();
+        let absent: Vec<String> = index
+            .weight_map
+            .keys()
+            .filter(|name| !by_name.contains_key(*name))
+            .cloned()
+            .collect();
         if !absent.is_empty() || !unlisted.is_empty() {
-            return Err(WeightsError::BadIndex { path, fault: IndexFault::Disagrees { absent, unlisted } });
+            return Err(WeightsError::BadIndex {
+                path,
+                fault: IndexFault::Disagrees { absent, unlisted },
+            });
         }
-        Ok(Self { path, shards, infos, by_name })
+        Ok(Self {
+            path,
+            shards,
+            infos,
+            by_name,
+        })
     }
 }
 
@@ -116,7 +140,10 @@ impl TensorSource for ShardedSource {
     fn get(&self, name: &str) -> Result<TensorBytes> {
         match self.by_name.get(name) {
             Some(&(_, shard)) => self.shards[shard].get(name),
-            None => Err(WeightsError::NoSuchTensor { path: self.path.clone(), name: name.to_owned() }),
+            None => Err(WeightsError::NoSuchTensor {
+                path: self.path.clone(),
+                name: name.to_owned(),
+            }),
         }
     }
 
@@ -139,7 +166,8 @@ pub(crate) fn open_file(path: &Path) -> Result<Box<dyn TensorSource>> {
 
 fn is_plain_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name) && !name.contains(['\\', ':'])
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+        && !name.contains(['\\', ':'])
 }
 
 #[cfg(test)]
@@ -190,23 +218,56 @@ mod tests {
             std::fs::remove_file(dir.path().join(format!("model-0000{i}-of-00003.safetensors"))).unwrap();
         }
         let err = ShardedSource::open(dir.path().join(INDEX)).map(drop).unwrap_err();
-        let WeightsError::MissingShards { shards, .. } = err else { panic!("{err}") };
-        assert_eq!(shards, ["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"]);
+        let WeightsError::MissingShards { shards, .. } = err else {
+            panic!("{err}")
+        };
+        assert_eq!(
+            shards,
+            [
+                "model-00001-of-00003.safetensors",
+                "model-00003-of-00003.safetensors"
+            ]
+        );
     }
 
     #[test]
     fn index_and_shards_must_agree() {
-        let IndexFault::Disagrees { absent, unlisted } = fault(edited(|t| t.replace("layer.0.weight", "layer.9.weight"))) else { panic!() };
-        assert_eq!((absent, unlisted), (vec!["layer.9.weight".into()], vec!["layer.0.weight".into()]));
+        let IndexFault::Disagrees { absent, unlisted } =
+            fault(edited(|t| t.replace("layer.0.weight", "layer.9.weight")))
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (absent, unlisted),
+            (vec!["layer.9.weight".into()], vec!["layer.0.weight".into()])
+        );
         // listed under the wrong shard
-        let moved = |t: String| t.replace("\"layer.0.weight\": \"model-00001", "\"layer.0.weight\": \"model-00002");
-        let IndexFault::Disagrees { absent, unlisted } = fault(edited(moved)) else { panic!() };
-        assert_eq!((absent, unlisted), (vec!["layer.0.weight".into()], vec!["layer.0.weight".into()]));
+        let moved = |t: String| {
+            t.replace(
+                "\"layer.0.weight\": \"model-00001",
+                "\"layer.0.weight\": \"model-00002",
+            )
+        };
+        let IndexFault::Disagrees { absent, unlisted } = fault(edited(moved)) else {
+            panic!()
+        };
+        assert_eq!(
+            (absent, unlisted),
+            (vec!["layer.0.weight".into()], vec!["layer.0.weight".into()])
+        );
     }
 
     #[test]
     fn an_index_cannot_lead_out_of_its_folder() {
-        for name in ["../model.safetensors", "/etc/passwd", "a/b", "..", "", "a\\\\b", "C:x"] {
+        for name in [
+            "../model.safetensors",
+            "/etc/passwd",
+            "a/b",
+            "..",
+            "",
+            "a\\\\b",
+            "C:x",
+        ] {
             let f = fault(edited(|t| t.replace("model-00002-of-00003.safetensors", name)));
             assert!(matches!(f, IndexFault::ShardName(_)), "{name}: {f}");
         }
@@ -214,8 +275,17 @@ mod tests {
 
     #[test]
     fn broken_json_is_a_fault() {
-        assert!(matches!(fault(edited(|t| t[..t.len() / 2].to_owned())), IndexFault::Json(_)));
-        assert!(matches!(fault(edited(|_| "{\"weight_map\": {}}".into())), IndexFault::Empty));
-        assert!(matches!(fault(edited(|_| "{\"weight_map\": {\"a\": 1}}".into())), IndexFault::Json(_)));
+        assert!(matches!(
+            fault(edited(|t| t[..t.len() / 2].to_owned())),
+            IndexFault::Json(_)
+        ));
+        assert!(matches!(
+            fault(edited(|_| "{\"weight_map\": {}}".into())),
+            IndexFault::Empty
+        ));
+        assert!(matches!(
+            fault(edited(|_| "{\"weight_map\": {\"a\": 1}}".into())),
+            IndexFault::Json(_)
+        ));
     }
 }

@@ -79,21 +79,35 @@ impl MappedFile {
             return Err(io(std::io::Error::other("not a regular file")));
         }
         if meta.len() == 0 {
-            return Err(WeightsError::NotWeights { path: path.to_owned(), found: FileGuess::Empty });
+            return Err(WeightsError::NotWeights {
+                path: path.to_owned(),
+                found: FileGuess::Empty,
+            });
         }
         // SAFETY: the map is read-only and private to this type; that nobody shortens the file is the documented
         // condition of reading weights in place.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
         let bytes = Bytes::from_owner(SharedMap(map.clone()));
         if let Some(size) = lfs_pointer(&bytes) {
-            return Err(WeightsError::LfsPointer { path: path.to_owned(), size });
+            return Err(WeightsError::LfsPointer {
+                path: path.to_owned(),
+                size,
+            });
         }
-        Ok(Self { path: path.to_owned(), map: Some(map), bytes })
+        Ok(Self {
+            path: path.to_owned(),
+            map: Some(map),
+            bytes,
+        })
     }
 
     /// Bytes that are in memory already, under a name for error messages.
     pub fn in_memory(name: &Path, bytes: Bytes) -> Self {
-        Self { path: name.to_owned(), map: None, bytes }
+        Self {
+            path: name.to_owned(),
+            map: None,
+            bytes,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -112,7 +126,8 @@ impl MappedFile {
             let len = range.end.min(map.len()).saturating_sub(range.start);
             // SAFETY: the map is a read-only view of a file, so dropping its pages loses nothing: the next access
             // reads the same bytes back.
-            let advice = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len) };
+            let advice =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len) };
             // memory is only kept a little longer if the system will not take the hint
             let _ = advice;
         }
@@ -128,15 +143,25 @@ fn lfs_pointer(bytes: &[u8]) -> Option<Option<u64>> {
         return None;
     }
     let text = String::from_utf8_lossy(bytes);
-    Some(text.lines().find_map(|line| line.strip_prefix("size ")?.trim().parse().ok()))
+    Some(
+        text.lines()
+            .find_map(|line| line.strip_prefix("size ")?.trim().parse().ok()),
+    )
 }
 
 /// A guess at what a file without weights is, for the error message.
 pub(crate) fn guess_content(bytes: &[u8]) -> FileGuess {
-    let start = bytes.iter().take(64).skip_while(|b| b.is_ascii_whitespace()).copied().collect::<Vec<u8>>();
+    let start = bytes
+        .iter()
+        .take(64)
+        .skip_while(|b| b.is_ascii_whitespace())
+        .copied()
+        .collect::<Vec<u8>>();
     match start.to_ascii_lowercase().as_slice() {
         [] => FileGuess::Empty,
-        s if s.starts_with(b"<!doctype") || s.starts_with(b"<html") || s.starts_with(b"<?xml") => FileGuess::Html,
+        s if s.starts_with(b"<!doctype") || s.starts_with(b"<html") || s.starts_with(b"<?xml") => {
+            FileGuess::Html
+        }
         [b'{' | b'[', ..] => FileGuess::Json,
         _ => FileGuess::Unknown,
     }
@@ -150,14 +175,39 @@ mod tests {
     fn lfs_pointers_and_empty_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
-        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4688228520\n").unwrap();
+        std::fs::write(
+            &path,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4688228520\n",
+        )
+        .unwrap();
         let err = MappedFile::open(&path).unwrap_err();
-        assert!(matches!(err, WeightsError::LfsPointer { size: Some(4688228520), .. }), "{err}");
+        assert!(
+            matches!(
+                err,
+                WeightsError::LfsPointer {
+                    size: Some(4688228520),
+                    ..
+                }
+            ),
+            "{err}"
+        );
         assert!(err.to_string().contains("git lfs pull"));
         std::fs::write(&path, "").unwrap();
-        assert!(matches!(MappedFile::open(&path), Err(WeightsError::NotWeights { found: FileGuess::Empty, .. })));
-        assert!(matches!(MappedFile::open(dir.path()), Err(WeightsError::Io { .. })));
-        assert!(matches!(MappedFile::open(&dir.path().join("no")), Err(WeightsError::NotFound { .. })));
+        assert!(matches!(
+            MappedFile::open(&path),
+            Err(WeightsError::NotWeights {
+                found: FileGuess::Empty,
+                ..
+            })
+        ));
+        assert!(matches!(
+            MappedFile::open(dir.path()),
+            Err(WeightsError::Io { .. })
+        ));
+        assert!(matches!(
+            MappedFile::open(&dir.path().join("no")),
+            Err(WeightsError::NotFound { .. })
+        ));
     }
 
     #[test]

@@ -13,7 +13,10 @@ use rayon::prelude::*;
 use super::error::{Result, WeightsError};
 
 // The bytes of a mapped file are handed out as they are, and every format read here is little-endian.
-const _: () = assert!(cfg!(target_endian = "little"), "weights are mapped without a byte swap");
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "weights are mapped without a byte swap"
+);
 
 /// Elements converted by one thread at a time.
 const CHUNK: usize = 1 << 16;
@@ -110,7 +113,11 @@ impl TensorBytes {
     /// Wraps bytes, copying them only when their address is not a multiple of the element size.
     pub fn new(dtype: DType, shape: Vec<usize>, bytes: Bytes) -> Result<Self> {
         if checked_byte_len(dtype, &shape) != Some(bytes.len()) {
-            return Err(WeightsError::SizeMismatch { dtype, shape, bytes: bytes.len() });
+            return Err(WeightsError::SizeMismatch {
+                dtype,
+                shape,
+                bytes: bytes.len(),
+            });
         }
         let aligned = (bytes.as_ptr() as usize).is_multiple_of(dtype.size());
         let bytes = if aligned { bytes } else { copy_aligned(&bytes) };
@@ -173,8 +180,12 @@ impl TensorBytes {
         let data = &self.bytes[..];
         let bytes = match (self.dtype, to) {
             (F16 | BF16 | F64, F32) => owned(self.to_f32_vec()?),
-            (F32, F16) => owned(map_chunks(data, |from: &[f32], to: &mut [f16]| to.convert_from_f32_slice(from))),
-            (F32, BF16) => owned(map_chunks(data, |from: &[f32], to: &mut [bf16]| zip_map(from, to, f32_to_bf16))),
+            (F32, F16) => owned(map_chunks(data, |from: &[f32], to: &mut [f16]| {
+                to.convert_from_f32_slice(from)
+            })),
+            (F32, BF16) => owned(map_chunks(data, |from: &[f32], to: &mut [bf16]| {
+                zip_map(from, to, f32_to_bf16)
+            })),
             (BF16, F16) => owned(map_chunks(data, |from: &[bf16], to: &mut [f16]| {
                 let wide: Vec<f32> = from.iter().copied().map(bf16_to_f32).collect();
                 to.convert_from_f32_slice(&wide);
@@ -185,14 +196,22 @@ impl TensorBytes {
                 zip_map(&wide, to, f32_to_bf16);
             })),
             // through f32, rounding twice, as PyTorch does
-            (F64, F16) => owned(map_chunks(data, |from: &[f64], to| zip_map(from, to, |v| f16::from_f32(v as f32)))),
-            (F64, BF16) => owned(map_chunks(data, |from: &[f64], to| zip_map(from, to, |v| f32_to_bf16(v as f32)))),
+            (F64, F16) => owned(map_chunks(data, |from: &[f64], to| {
+                zip_map(from, to, |v| f16::from_f32(v as f32))
+            })),
+            (F64, BF16) => owned(map_chunks(data, |from: &[f64], to| {
+                zip_map(from, to, |v| f32_to_bf16(v as f32))
+            })),
             (F32, F64) => owned(map_chunks(data, |from: &[f32], to| zip_map(from, to, f64::from))),
             (F16, F64) => owned(map_chunks(data, |from: &[f16], to| zip_map(from, to, f64::from))),
             (BF16, F64) => owned(map_chunks(data, |from: &[bf16], to| zip_map(from, to, f64::from))),
             (from, to) => return Err(WeightsError::UnsupportedConversion { from, to }),
         };
-        Ok(Self { dtype: to, shape: self.shape.clone(), bytes })
+        Ok(Self {
+            dtype: to,
+            shape: self.shape.clone(),
+            bytes,
+        })
     }
 }
 
@@ -221,7 +240,9 @@ where
 {
     let from: &[A] = bytemuck::cast_slice(data);
     let mut to = vec![B::zeroed(); from.len()];
-    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| f(from, to));
+    to.par_chunks_mut(CHUNK)
+        .zip(from.par_chunks(CHUNK))
+        .for_each(|(to, from)| f(from, to));
     to
 }
 
@@ -271,7 +292,20 @@ mod tests {
     #[test]
     fn conversions_equal_pytorch() {
         let file = SafetensorsFile::open(fixtures::path("conversions.safetensors")).unwrap();
-        for (from, to) in [("f32", "f16"), ("f32", "bf16"), ("f32", "f64"), ("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f16", "bf16"), ("bf16", "f16"), ("f16", "f32"), ("bf16", "f32"), ("f16", "f64"), ("bf16", "f64")] {
+        for (from, to) in [
+            ("f32", "f16"),
+            ("f32", "bf16"),
+            ("f32", "f64"),
+            ("f64", "f32"),
+            ("f64", "f16"),
+            ("f64", "bf16"),
+            ("f16", "bf16"),
+            ("bf16", "f16"),
+            ("f16", "f32"),
+            ("bf16", "f32"),
+            ("f16", "f64"),
+            ("bf16", "f64"),
+        ] {
             let expected = file.get(&format!("{from}.to.{to}")).unwrap();
             let converted = file.get(from).unwrap().convert(expected.dtype()).unwrap();
             assert_eq!(converted.shape(), expected.shape());
@@ -287,7 +321,12 @@ mod tests {
             let back = t.convert(DType::F32).unwrap().convert(dtype).unwrap();
             for ((&a, b), value) in all.iter().zip(bits16(&back)).zip(t.to_f32_vec().unwrap()) {
                 // a signalling NaN may come back quiet
-                let still_nan = value.is_nan() && TensorBytes::new(dtype, vec![1], owned(vec![b])).unwrap().to_f32_vec().unwrap()[0].is_nan();
+                let still_nan = value.is_nan()
+                    && TensorBytes::new(dtype, vec![1], owned(vec![b]))
+                        .unwrap()
+                        .to_f32_vec()
+                        .unwrap()[0]
+                        .is_nan();
                 assert!(a == b || still_nan, "{dtype}: {a:04x} became {b:04x}");
             }
         }
@@ -296,7 +335,10 @@ mod tests {
     #[test]
     fn integers_do_not_convert() {
         let t = TensorBytes::new(DType::I64, vec![1], owned(vec![7i64])).unwrap();
-        assert!(matches!(t.convert(DType::F32), Err(WeightsError::UnsupportedConversion { .. })));
+        assert!(matches!(
+            t.convert(DType::F32),
+            Err(WeightsError::UnsupportedConversion { .. })
+        ));
         assert_eq!(t.convert(DType::I64).unwrap().bytes(), t.bytes());
     }
 

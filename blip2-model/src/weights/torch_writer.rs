@@ -34,13 +34,22 @@ pub fn write_pth(path: impl AsRef<Path>, infos: &[TensorInfo], fetch: &mut Fetch
     let mut names: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(WeightsError::BadHeader { path: path.to_owned(), fault: HeaderFault::DuplicateName(pair[0].to_owned()) });
+        return Err(WeightsError::BadHeader {
+            path: path.to_owned(),
+            fault: HeaderFault::DuplicateName(pair[0].to_owned()),
+        });
     }
     let pickle = state_dict_pickle(path, infos)?;
 
     let mut zip = ZipWriter::new(StagedFile::create(path)?);
-    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
-    let small: [(&str, &[u8]); 3] = [("archive/data.pkl", &pickle), ("archive/byteorder", b"little"), ("archive/version", b"3\n")];
+    let stored = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .with_alignment(64);
+    let small: [(&str, &[u8]); 3] = [
+        ("archive/data.pkl", &pickle),
+        ("archive/byteorder", b"little"),
+        ("archive/version", b"3\n"),
+    ];
     for (name, content) in small {
         zip.start_file(name, stored).map_err(zip_error)?;
         zip.write_all(content).map_err(io)?;
@@ -48,7 +57,8 @@ pub fn write_pth(path: impl AsRef<Path>, infos: &[TensorInfo], fetch: &mut Fetch
     for (key, info) in infos.iter().enumerate() {
         let tensor = checked_fetch(info, fetch)?;
         let options = stored.large_file(info.byte_len() >= LARGE);
-        zip.start_file(format!("archive/data/{key}"), options).map_err(zip_error)?;
+        zip.start_file(format!("archive/data/{key}"), options)
+            .map_err(zip_error)?;
         zip.write_all(tensor.bytes()).map_err(io)?;
     }
     zip.finish().map_err(zip_error)?.commit()
@@ -81,7 +91,10 @@ fn state_dict_pickle(path: &Path, infos: &[TensorInfo]) -> Result<Vec<u8>> {
         info.shape.iter().for_each(|&size| int(&mut p, size));
         p.extend_from_slice(b"t(");
         for dim in 0..info.shape.len() {
-            int(&mut p, info.shape[dim + 1..].iter().map(|&size| size.max(1)).product());
+            int(
+                &mut p,
+                info.shape[dim + 1..].iter().map(|&size| size.max(1)).product(),
+            );
         }
         // no gradient, no backward hooks
         p.extend_from_slice(b"t\x89ccollections\nOrderedDict\n)RtR");
@@ -102,11 +115,14 @@ fn int(p: &mut Vec<u8>, value: usize) {
             p.push(b'J');
             p.extend_from_slice(&small.to_le_bytes());
         }
-        // LONG1 of nine bytes: the last one keeps the sign positive
+        // LONG1: as few bytes as leave the sign bit clear
         Err(_) => {
-            p.extend_from_slice(&[0x8a, 9]);
-            p.extend_from_slice(&(value as u64).to_le_bytes());
-            p.push(0);
+            let bytes = (value as u64).to_le_bytes();
+            let used = 8 - value.leading_zeros() as usize / 8;
+            let sign = usize::from(bytes[used - 1] & 0x80 != 0);
+            p.extend_from_slice(&[0x8a, (used + sign) as u8]);
+            p.extend_from_slice(&bytes[..used]);
+            p.extend_from_slice(&[0][..sign]);
         }
     }
 }
@@ -130,6 +146,7 @@ fn storage_class(dtype: DType) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures;
+    use super::super::pickle::Pickle;
     use super::super::source::TensorSource;
     use super::super::tensor::TensorBytes;
     use super::super::torch::TorchFile;
@@ -150,6 +167,26 @@ mod tests {
     }
 
     #[test]
+    fn integers_of_any_size_are_read_back() {
+        for value in [
+            0,
+            1,
+            i32::MAX as usize,
+            1 << 31,
+            u32::MAX as usize,
+            4_500_000_000,
+            1 << 47,
+            i64::MAX as usize,
+        ] {
+            let mut program = Vec::new();
+            int(&mut program, value);
+            program.push(b'.');
+            let pickle = Pickle::parse(&program).unwrap();
+            assert_eq!(pickle.as_int(pickle.root()), Some(value as i64));
+        }
+    }
+
+    #[test]
     fn storages_are_aligned() {
         let dir = tempfile::tempdir().unwrap();
         let source = TorchFile::open(fixtures::path("lavis.pth")).unwrap();
@@ -166,17 +203,37 @@ mod tests {
     fn failures_leave_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f.pth");
-        let info = |name: &str, dtype| TensorInfo { name: name.into(), dtype, shape: vec![2] };
+        let info = |name: &str, dtype| TensorInfo {
+            name: name.into(),
+            dtype,
+            shape: vec![2],
+        };
         let mut ones = |info: &TensorInfo| match info.name.as_str() {
-            "bad" => Err(WeightsError::DiskFull { path: "elsewhere".into() }),
+            "bad" => Err(WeightsError::DiskFull {
+                path: "elsewhere".into(),
+            }),
             _ => TensorBytes::from_f32(vec![2], vec![1.0; 2]),
         };
-        let err = write_pth(&path, &[info("a", DType::F32), info("bad", DType::F32)], &mut ones).unwrap_err();
+        let err = write_pth(
+            &path,
+            &[info("a", DType::F32), info("bad", DType::F32)],
+            &mut ones,
+        )
+        .unwrap_err();
         assert!(matches!(err, WeightsError::DiskFull { .. }), "{err}");
         let err = write_pth(&path, &[info("a", DType::U32)], &mut ones).unwrap_err();
         assert!(matches!(err, WeightsError::UnsupportedDtype { .. }), "{err}");
         let err = write_pth(&path, &[info("a", DType::F32), info("a", DType::F32)], &mut ones).unwrap_err();
-        assert!(matches!(err, WeightsError::BadHeader { fault: HeaderFault::DuplicateName(_), .. }), "{err}");
+        assert!(
+            matches!(
+                err,
+                WeightsError::BadHeader {
+                    fault: HeaderFault::DuplicateName(_),
+                    ..
+                }
+            ),
+            "{err}"
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -199,14 +256,29 @@ for name, t in model.items():
         for fixture in ["dtypes.pth", "views.pth", "lavis.pth"] {
             let source = TorchFile::open(fixtures::path(fixture)).unwrap();
             // torch has no storage class for these
-            let infos: Vec<TensorInfo> = source.infos().iter().filter(|info| storage_class(info.dtype).is_some()).cloned().collect();
+            let infos: Vec<TensorInfo> = source
+                .infos()
+                .iter()
+                .filter(|info| storage_class(info.dtype).is_some())
+                .cloned()
+                .collect();
             let path = write_pth(dir.path().join(fixture), &infos, &mut copy_from(&source)).unwrap();
             let check = match fixture {
                 "dtypes.pth" => CHECK.replace("assert sorted", "expected = {k: v for k, v in expected.items() if v['dtype'] not in ('U64', 'U32', 'U16')}\nassert sorted"),
                 _ => CHECK.to_owned(),
             };
-            let output = std::process::Command::new(&python).arg("-c").arg(check).args([&path, &fixtures::path("expected.json")]).arg(fixture).output().unwrap();
-            assert!(output.status.success(), "{fixture}: {}", String::from_utf8_lossy(&output.stderr));
+            let output = std::process::Command::new(&python)
+                .arg("-c")
+                .arg(check)
+                .args([&path, &fixtures::path("expected.json")])
+                .arg(fixture)
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "{fixture}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
 }

@@ -57,7 +57,14 @@ fn yes() -> bool {
 impl AnnotationConfig {
     /// `path` in the lenient format, one sample per caption, pictures beside the file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), images: None, format: auto_name(), split: None, answers: None, pairs: true }
+        Self {
+            path: path.into(),
+            images: None,
+            format: auto_name(),
+            split: None,
+            answers: None,
+            pairs: true,
+        }
     }
 }
 
@@ -92,22 +99,32 @@ impl AnnotationSet {
     }
 
     /// As [`AnnotationSet::open`] on bytes already read; `config.path` gives the container and appears in messages.
-    pub fn from_bytes(bytes: &[u8], answers: Option<&[u8]>, config: &AnnotationConfig) -> Result<Self, DataError> {
+    pub fn from_bytes(
+        bytes: &[u8],
+        answers: Option<&[u8]>,
+        config: &AnnotationConfig,
+    ) -> Result<Self, DataError> {
         let format = Format::named(&config.format)?;
-        let container =
-            Container::of(&config.path).ok_or_else(|| DataError::UnknownKind { path: config.path.clone() })?;
+        let container = Container::of(&config.path).ok_or_else(|| DataError::UnknownKind {
+            path: config.path.clone(),
+        })?;
         let parent = || config.path.parent().unwrap_or(Path::new("")).to_owned();
         let mut set = Self {
             shard: config.path.to_string_lossy().into(),
             images: config.images.clone().unwrap_or_else(parent),
             entries: Vec::new(),
         };
-        let json = |source| DataError::Json { path: config.path.clone(), source };
+        let json = |source| DataError::Json {
+            path: config.path.clone(),
+            source,
+        };
         match format.layout {
             Layout::Rows => for_each_row(bytes, container, &config.path, &mut |row| {
                 set.entries.push(row.and_then(|row| format.entry(&row)));
             })?,
-            Layout::Karpathy => set.entries = official::karpathy(bytes, config.split.as_deref()).map_err(json)?,
+            Layout::Karpathy => {
+                set.entries = official::karpathy(bytes, config.split.as_deref()).map_err(json)?
+            }
             Layout::CocoOfficial => set.entries = official::coco(bytes).map_err(json)?,
             Layout::VqaOfficial => set.entries = official::vqa(bytes, answers).map_err(json)?,
         }
@@ -120,7 +137,12 @@ impl AnnotationSet {
         entries: Vec<Result<Entry, Problem>>,
         pairs: bool,
     ) -> Self {
-        Self { shard: source.to_string_lossy().into(), images, entries }.finish(pairs)
+        Self {
+            shard: source.to_string_lossy().into(),
+            images,
+            entries,
+        }
+        .finish(pairs)
     }
 
     pub(super) fn with_images(self, images: PathBuf) -> Self {
@@ -154,14 +176,16 @@ impl AnnotationSet {
             match entry {
                 Ok(mut entry) if entry.captions.len() > 1 => {
                     for caption in std::mem::take(&mut entry.captions) {
-                        self.entries.push(Ok(Entry { captions: vec![caption], ..entry.clone() }));
+                        self.entries.push(Ok(Entry {
+                            captions: vec![caption],
+                            ..entry.clone()
+                        }));
                     }
                 }
                 other => self.entries.push(other),
             }
         }
     }
-
 
     /// The annotation file's name.
     pub fn shard(&self) -> &Arc<str> {
@@ -182,7 +206,11 @@ impl AnnotationSet {
     pub fn sample(&self, index: usize) -> Option<Result<Sample, Skipped>> {
         let key = index.to_string();
         Some(match self.entries.get(index)? {
-            Err(problem) => Err(Skipped { shard: self.shard.clone(), key, problem: problem.clone() }),
+            Err(problem) => Err(Skipped {
+                shard: self.shard.clone(),
+                key,
+                problem: problem.clone(),
+            }),
             Ok(entry) => Ok(Sample {
                 key,
                 shard: self.shard.clone(),
@@ -202,7 +230,9 @@ impl AnnotationSet {
             let captions = entry.as_ref().map(|e| e.captions.as_slice()).unwrap_or_default();
             let start = index.texts.len() as u32;
             index.texts.extend_from_slice(captions);
-            index.image_to_texts.push((start..index.texts.len() as u32).collect());
+            index
+                .image_to_texts
+                .push((start..index.texts.len() as u32).collect());
             index.text_to_image.extend(captions.iter().map(|_| i as u32));
         }
         index
@@ -233,7 +263,10 @@ mod tests {
     use super::*;
 
     fn set(name: &str, text: &str, config: impl FnOnce(&mut AnnotationConfig)) -> AnnotationSet {
-        let mut c = AnnotationConfig { images: Some("root".into()), ..AnnotationConfig::new(name) };
+        let mut c = AnnotationConfig {
+            images: Some("root".into()),
+            ..AnnotationConfig::new(name)
+        };
         config(&mut c);
         AnnotationSet::from_bytes(text.as_bytes(), None, &c).unwrap()
     }
@@ -250,10 +283,19 @@ mod tests {
         let s = set("t.json", train, |c| c.format = "coco_caption".into());
         assert_eq!(s.len(), 3);
         let third = get(&s, 2);
-        assert_eq!((third.key.as_str(), third.captions[0].as_str(), third.image_index), ("2", "A cake.", Some(0)));
+        assert_eq!(
+            (third.key.as_str(), third.captions[0].as_str(), third.image_index),
+            ("2", "A cake.", Some(0))
+        );
         assert_eq!(third.image_id.as_deref(), Some("coco_522418"));
-        assert_eq!(third.image, ImageSource::Path("root/val2014/COCO_val2014_000000522418.jpg".into()));
-        assert_eq!(coco_image_id("val2014/COCO_val2014_000000522418.jpg"), Some(522418));
+        assert_eq!(
+            third.image,
+            ImageSource::Path("root/val2014/COCO_val2014_000000522418.jpg".into())
+        );
+        assert_eq!(
+            coco_image_id("val2014/COCO_val2014_000000522418.jpg"),
+            Some(522418)
+        );
 
         let eval = r#"[{"image":"a.jpg","caption":["1","2","3","4","5"]},{"image":"b.jpg","caption":["6"]}]"#;
         let s = set("t.json", eval, |c| c.pairs = false);
@@ -261,12 +303,21 @@ mod tests {
         assert_eq!(index.image_to_texts, [vec![0, 1, 2, 3, 4], vec![5]]);
         assert_eq!(index.text_to_image, [0, 0, 0, 0, 0, 1]);
         let pairs = set("t.json", eval, |_| {});
-        assert_eq!((pairs.len(), get(&pairs, 4).image_index, get(&pairs, 5).image_index), (6, Some(0), Some(1)));
+        assert_eq!(
+            (
+                pairs.len(),
+                get(&pairs, 4).image_index,
+                get(&pairs, 5).image_index
+            ),
+            (6, Some(0), Some(1))
+        );
     }
 
     #[test]
     fn nocaps_and_vqa_rows() {
-        let s = set("n.json", r#"[{"image":"x.jpg","img_id":17}]"#, |c| c.format = "nocaps".into());
+        let s = set("n.json", r#"[{"image":"x.jpg","img_id":17}]"#, |c| {
+            c.format = "nocaps".into()
+        });
         assert_eq!(get(&s, 0).image_id.as_deref(), Some("17"));
 
         let s = set(
@@ -276,7 +327,10 @@ mod tests {
             |c| c.format = "coco_vqa".into(),
         );
         let q = get(&s, 0).question.unwrap();
-        assert_eq!((q.id.as_deref(), q.answers[0].weight, q.answers[1].weight), (Some("5"), 0.9, 0.1));
+        assert_eq!(
+            (q.id.as_deref(), q.answers[0].weight, q.answers[1].weight),
+            (Some("5"), 0.9, 0.1)
+        );
         assert!(get(&s, 1).question.unwrap().answers.is_empty());
 
         let s = set(
@@ -285,7 +339,10 @@ mod tests {
             |c| c.format = "aok_vqa".into(),
         );
         let q = get(&s, 0).question.unwrap();
-        assert_eq!((q.choices.len(), q.correct_choice, q.answers.len()), (4, Some(1), 2));
+        assert_eq!(
+            (q.choices.len(), q.correct_choice, q.answers.len()),
+            (4, Some(1), 2)
+        );
 
         let s = set(
             "g.json",
@@ -303,29 +360,51 @@ mod tests {
         let karpathy = r#"{"images":[
             {"filepath":"val2014","filename":"a.jpg","imgid":0,"cocoid":9,"split":"restval","sentences":[{"raw":"one"},{"raw":"two"}]},
             {"filename":"b.jpg","imgid":1,"split":"test","sentences":[{"raw":"three"}]}],"dataset":"coco"}"#;
-        let s = set("d.json", karpathy, |c| (c.format, c.split) = ("karpathy".into(), Some("train".into())));
-        assert_eq!((s.len(), get(&s, 1).captions[0].as_str(), get(&s, 1).image_id), (2, "two", Some("9".into())));
-        let s = set("d.json", karpathy, |c| (c.format, c.split) = ("karpathy".into(), Some("test".into())));
+        let s = set("d.json", karpathy, |c| {
+            (c.format, c.split) = ("karpathy".into(), Some("train".into()))
+        });
+        assert_eq!(
+            (s.len(), get(&s, 1).captions[0].as_str(), get(&s, 1).image_id),
+            (2, "two", Some("9".into()))
+        );
+        let s = set("d.json", karpathy, |c| {
+            (c.format, c.split) = ("karpathy".into(), Some("test".into()))
+        });
         assert_eq!(get(&s, 0).image, ImageSource::Path("root/b.jpg".into()));
 
         let coco = r#"{"images":[{"id":3,"file_name":"c.jpg"},{"id":4,"file_name":"d.jpg"}],
             "annotations":[{"image_id":4,"id":1,"caption":"x"},{"image_id":4,"id":2,"caption":"y"},{"image_id":8,"id":3,"caption":"z"}]}"#;
-        let s = set("c.json", coco, |c| (c.format, c.pairs) = ("coco_official".into(), false));
+        let s = set("c.json", coco, |c| {
+            (c.format, c.pairs) = ("coco_official".into(), false)
+        });
         assert_eq!((get(&s, 0).captions.len(), get(&s, 1).captions.len()), (0, 2));
         assert_eq!(s.sample(2).unwrap().unwrap_err().problem.kind(), "missing_image");
 
-        let config = AnnotationConfig { format: "vqa_official".into(), ..AnnotationConfig::new("q.json") };
+        let config = AnnotationConfig {
+            format: "vqa_official".into(),
+            ..AnnotationConfig::new("q.json")
+        };
         let questions = r#"{"data_subtype":"val2014","questions":[{"image_id":42,"question":"what?","question_id":420}]}"#;
         let notes = r#"{"annotations":[{"question_id":420,"answers":[{"answer":"a"},{"answer":"b"}]}]}"#;
         let s = AnnotationSet::from_bytes(questions.as_bytes(), Some(notes.as_bytes()), &config).unwrap();
-        assert_eq!(get(&s, 0).image, ImageSource::Path("val2014/COCO_val2014_000000000042.jpg".into()));
+        assert_eq!(
+            get(&s, 0).image,
+            ImageSource::Path("val2014/COCO_val2014_000000000042.jpg".into())
+        );
         assert_eq!(get(&s, 0).question.unwrap().answers[1].weight, 0.5);
     }
 
     #[test]
     fn names_and_problems() {
-        assert!(matches!(Format::named("coco"), Err(DataError::UnknownFormat { .. })));
-        let s = set("x.csv", "file_name,text,question\na.png,\"[\"\"p\"\",\"\"q\"\"]\",\n,b,c\n", |c| c.pairs = false);
+        assert!(matches!(
+            Format::named("coco"),
+            Err(DataError::UnknownFormat { .. })
+        ));
+        let s = set(
+            "x.csv",
+            "file_name,text,question\na.png,\"[\"\"p\"\",\"\"q\"\"]\",\n,b,c\n",
+            |c| c.pairs = false,
+        );
         assert_eq!(get(&s, 0).captions, ["p", "q"]);
         assert_eq!(get(&s, 0).question, None);
         assert_eq!(s.sample(1).unwrap().unwrap_err().problem.kind(), "missing_image");

@@ -23,7 +23,10 @@ pub struct RandomCrop {
 
 impl Default for RandomCrop {
     fn default() -> Self {
-        Self { scale: (0.5, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) }
+        Self {
+            scale: (0.5, 1.0),
+            ratio: (3.0 / 4.0, 4.0 / 3.0),
+        }
     }
 }
 
@@ -49,8 +52,18 @@ impl RandomCrop {
             }
         }
         let ratio = (w / h).clamp(self.ratio.0, self.ratio.1);
-        let cut_w = if w / h > ratio { (h * ratio).round_ties_even() as u32 } else { width }.clamp(1, width);
-        let cut_h = if w / h < ratio { (w / ratio).round_ties_even() as u32 } else { height }.clamp(1, height);
+        let cut_w = if w / h > ratio {
+            (h * ratio).round_ties_even() as u32
+        } else {
+            width
+        }
+        .clamp(1, width);
+        let cut_h = if w / h < ratio {
+            (w / ratio).round_ties_even() as u32
+        } else {
+            height
+        }
+        .clamp(1, height);
         boxed((width - cut_w) / 2, (height - cut_h) / 2, cut_w, cut_h)
     }
 }
@@ -82,8 +95,16 @@ pub enum Op {
 
 /// All operations, each as likely as the others.
 pub const OPS: [Op; 10] = [
-    Op::Identity, Op::AutoContrast, Op::Brightness, Op::Sharpness, Op::Equalize, Op::ShearX, Op::ShearY,
-    Op::TranslateX, Op::TranslateY, Op::Rotate,
+    Op::Identity,
+    Op::AutoContrast,
+    Op::Brightness,
+    Op::Sharpness,
+    Op::Equalize,
+    Op::ShearX,
+    Op::ShearY,
+    Op::TranslateX,
+    Op::TranslateY,
+    Op::Rotate,
 ];
 
 impl Op {
@@ -101,7 +122,14 @@ impl Op {
             Self::Rotate => {
                 let (sin, cos) = (30.0 * amount).to_radians().sin_cos();
                 let (x, y) = (f64::from(width) / 2.0, f64::from(height) / 2.0);
-                [cos, -sin, (1.0 - cos) * x + sin * y, sin, cos, (1.0 - cos) * y - sin * x]
+                [
+                    cos,
+                    -sin,
+                    (1.0 - cos) * x + sin * y,
+                    sin,
+                    cos,
+                    (1.0 - cos) * y - sin * x,
+                ]
             }
             _ => return None,
         };
@@ -140,7 +168,11 @@ pub struct RandAugment {
 
 impl Default for RandAugment {
     fn default() -> Self {
-        Self { ops: 2, probability: 0.5, level: 5.0 }
+        Self {
+            ops: 2,
+            probability: 0.5,
+            level: 5.0,
+        }
     }
 }
 
@@ -189,20 +221,41 @@ fn half() -> f64 {
 }
 
 /// Names of the LAVIS processors that [`Transform::named`] knows.
-pub const TRANSFORMS: [&str; 4] = ["blip_image_eval", "blip2_image_train", "blip_image_train", "clip_image_train"];
+pub const TRANSFORMS: [&str; 4] = [
+    "blip_image_eval",
+    "blip2_image_train",
+    "blip_image_train",
+    "clip_image_train",
+];
 
 impl Transform {
     /// A LAVIS image processor by name, for pictures of `size` x `size`.
     pub fn named(name: &str, size: u32) -> Result<Self, DataError> {
         let (crop, flip) = (RandomCrop::default(), half());
-        let train = Self::Train { size, crop, flip, rand_augment: None };
+        let train = Self::Train {
+            size,
+            crop,
+            flip,
+            rand_augment: None,
+        };
         Ok(match name {
             "blip_image_eval" => Self::Resize { size },
             "blip2_image_train" => train,
-            "blip_image_train" => Self::Train { size, crop, flip, rand_augment: Some(RandAugment::default()) },
-            "clip_image_train" => {
-                Self::Train { size, crop: RandomCrop { scale: (0.9, 1.0), ..crop }, flip: 0.0, rand_augment: None }
-            }
+            "blip_image_train" => Self::Train {
+                size,
+                crop,
+                flip,
+                rand_augment: Some(RandAugment::default()),
+            },
+            "clip_image_train" => Self::Train {
+                size,
+                crop: RandomCrop {
+                    scale: (0.9, 1.0),
+                    ..crop
+                },
+                flip: 0.0,
+                rand_augment: None,
+            },
             _ => {
                 return Err(DataError::Setting {
                     field: "image processor",
@@ -216,18 +269,36 @@ impl Transform {
     /// Checks the ranges of all settings.
     pub fn check(&self) -> Result<(), DataError> {
         let bad = |field, value: String, remedy| Err(DataError::Setting { field, value, remedy });
-        let (Self::Resize { size } | Self::Train { size, .. }) = *self else { return Ok(()) };
+        let (Self::Resize { size } | Self::Train { size, .. }) = *self else {
+            return Ok(());
+        };
         if !(1..=8192).contains(&size) {
             return bad("image size", size.to_string(), "1 to 8192 pixels");
         }
-        let Self::Train { crop: RandomCrop { scale, ratio }, flip, rand_augment, .. } = *self else { return Ok(()) };
+        let Self::Train {
+            crop: RandomCrop { scale, ratio },
+            flip,
+            rand_augment,
+            ..
+        } = *self
+        else {
+            return Ok(());
+        };
         let ordered = |(low, high): (f64, f64)| 0.0 < low && low <= high && high.is_finite();
-        let RandAugment { ops, probability, level } = rand_augment.unwrap_or_default();
+        let RandAugment {
+            ops,
+            probability,
+            level,
+        } = rand_augment.unwrap_or_default();
         match () {
-            () if !ordered(scale) || scale.1 > 1.0 => bad("crop scale", format!("{scale:?}"), "0 < low <= high <= 1"),
+            () if !ordered(scale) || scale.1 > 1.0 => {
+                bad("crop scale", format!("{scale:?}"), "0 < low <= high <= 1")
+            }
             () if !ordered(ratio) => bad("crop ratio", format!("{ratio:?}"), "0 < low <= high"),
             () if !(0.0..=1.0).contains(&flip) => bad("flip", flip.to_string(), "a probability"),
-            () if !(0.0..=1.0).contains(&probability) => bad("probability", probability.to_string(), "0 to 1"),
+            () if !(0.0..=1.0).contains(&probability) => {
+                bad("probability", probability.to_string(), "0 to 1")
+            }
             () if !(0.0..=10.0).contains(&level) => bad("level", level.to_string(), "0 to 10"),
             () if ops > 100 => bad("ops", ops.to_string(), "at most 100"),
             () => Ok(()),
@@ -239,7 +310,12 @@ impl Transform {
         match *self {
             Self::Keep => Ok(image),
             Self::Resize { size } => resize(&image, size, size, Filter::Bicubic),
-            Self::Train { size, crop, flip, rand_augment } => {
+            Self::Train {
+                size,
+                crop,
+                flip,
+                rand_augment,
+            } => {
                 if image.width() == 0 || image.height() == 0 {
                     return resize(&image, size, size, Filter::Bicubic); // its error says it all
                 }
@@ -268,7 +344,9 @@ mod tests {
 
     /// A dot at (x, y) on black.
     fn dot(x: u32, y: u32) -> RgbImage {
-        RgbImage::from_fn(40, 30, |i, j| image::Rgb(if (i, j) == (x, y) { [255; 3] } else { [0; 3] }))
+        RgbImage::from_fn(40, 30, |i, j| {
+            image::Rgb(if (i, j) == (x, y) { [255; 3] } else { [0; 3] })
+        })
     }
 
     /// Centre of the light in an otherwise black picture (fill ignored).
@@ -304,7 +382,10 @@ mod tests {
                 op.apply(&mut image, 5.0, negative);
                 let (got, want) = (centre(&image), moved(op, negative, 22.0, 13.0));
                 // bilinear spreading of one dot and truncation shift its centre by a few hundredths
-                assert!((got.0 - want.0).abs() < 0.1 && (got.1 - want.1).abs() < 0.1, "{op:?} {got:?} {want:?}");
+                assert!(
+                    (got.0 - want.0).abs() < 0.1 && (got.1 - want.1).abs() < 0.1,
+                    "{op:?} {got:?} {want:?}"
+                );
             }
         }
     }
@@ -355,10 +436,36 @@ mod tests {
     #[test]
     fn settings_are_checked() {
         assert!(Transform::named("blip_image", 224).is_err());
-        let train = |crop, flip| Transform::Train { size: 224, crop, flip, rand_augment: None }.check();
+        let train = |crop, flip| {
+            Transform::Train {
+                size: 224,
+                crop,
+                flip,
+                rand_augment: None,
+            }
+            .check()
+        };
         assert!(train(RandomCrop::default(), 0.5).is_ok());
-        assert!(train(RandomCrop { scale: (0.9, 0.5), ..RandomCrop::default() }, 0.5).is_err());
-        assert!(train(RandomCrop { ratio: (0.0, 1.0), ..RandomCrop::default() }, 0.5).is_err());
+        assert!(
+            train(
+                RandomCrop {
+                    scale: (0.9, 0.5),
+                    ..RandomCrop::default()
+                },
+                0.5
+            )
+            .is_err()
+        );
+        assert!(
+            train(
+                RandomCrop {
+                    ratio: (0.0, 1.0),
+                    ..RandomCrop::default()
+                },
+                0.5
+            )
+            .is_err()
+        );
         assert!(train(RandomCrop::default(), f64::NAN).is_err());
         assert!(Transform::Resize { size: 0 }.check().is_err());
     }

@@ -8,7 +8,12 @@ use super::sample::{DataError, Problem};
 
 /// Caption files looked for, in this order; the `metadata` names are those of Hugging Face image folders.
 pub const CAPTION_FILES: [&str; 7] = [
-    "captions.jsonl", "captions.csv", "captions.tsv", "captions.json", "metadata.jsonl", "metadata.csv",
+    "captions.jsonl",
+    "captions.csv",
+    "captions.tsv",
+    "captions.json",
+    "metadata.jsonl",
+    "metadata.csv",
     "annotations.json",
 ];
 
@@ -20,14 +25,20 @@ pub const IMAGE_EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// Picture paths may be relative to `dir` or to `dir/images`.
 pub fn open_folder(dir: &Path, config: &AnnotationConfig) -> Result<AnnotationSet, DataError> {
     let inner = dir.join("images");
-    if let Some(path) = CAPTION_FILES.iter().map(|name| dir.join(name)).find(|p| p.is_file()) {
+    if let Some(path) = CAPTION_FILES
+        .iter()
+        .map(|name| dir.join(name))
+        .find(|p| p.is_file())
+    {
         let set = AnnotationSet::open(&AnnotationConfig {
             path,
             images: Some(config.images.clone().unwrap_or_else(|| dir.to_owned())),
             ..config.clone()
         })?;
         let below_images = config.images.is_none()
-            && set.image_names().find(|name| inner.join(name).exists() || dir.join(name).exists())
+            && set
+                .image_names()
+                .find(|name| inner.join(name).exists() || dir.join(name).exists())
                 .is_some_and(|name| !dir.join(name).exists());
         return Ok(if below_images { set.with_images(inner) } else { set });
     }
@@ -47,7 +58,10 @@ fn collect(root: &Path, below: &Path, out: &mut Vec<PathBuf>) -> Result<(), Data
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&dir).map_err(DataError::io(&dir))? {
         let entry = entry.map_err(DataError::io(&dir))?;
-        names.push((entry.file_name(), entry.file_type().map_err(DataError::io(entry.path()))?));
+        names.push((
+            entry.file_name(),
+            entry.file_type().map_err(DataError::io(entry.path()))?,
+        ));
     }
     names.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, kind) in names {
@@ -64,7 +78,10 @@ fn collect(root: &Path, below: &Path, out: &mut Vec<PathBuf>) -> Result<(), Data
 
 /// One caption per line of the text file; a picture without one has none.
 fn sidecar(root: &Path, image: PathBuf) -> Result<Entry, Problem> {
-    let text = ["txt", "caption"].iter().map(|e| root.join(image.with_extension(e))).find(|p| p.is_file());
+    let text = ["txt", "caption"]
+        .iter()
+        .map(|e| root.join(image.with_extension(e)))
+        .find(|p| p.is_file());
     let captions = match text {
         None => Vec::new(),
         Some(path) => {
@@ -102,19 +119,33 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path();
         write(dir, "images/a.jpg", b"1");
-        write(dir, "captions.jsonl", b"{\"image\":\"a.jpg\",\"caption\":[\"x\",\"y\"]}\n{\"image\":\"a.jpg\",\"caption\":\"z\"}\n");
+        write(
+            dir,
+            "captions.jsonl",
+            b"{\"image\":\"a.jpg\",\"caption\":[\"x\",\"y\"]}\n{\"image\":\"a.jpg\",\"caption\":\"z\"}\n",
+        );
         let set = open(dir);
         assert_eq!(set.len(), 3);
         let sample = set.sample(1).unwrap().unwrap();
         assert_eq!((sample.captions[0].as_str(), sample.image_index), ("y", Some(0)));
         assert_eq!(sample.image, ImageSource::Path(dir.join("images/a.jpg")));
 
-        write(dir, "captions.jsonl", b"{\"image\":\"images/a.jpg\",\"caption\":\"x\"}\n");
-        assert_eq!(open(dir).sample(0).unwrap().unwrap().image, ImageSource::Path(dir.join("images/a.jpg")));
+        write(
+            dir,
+            "captions.jsonl",
+            b"{\"image\":\"images/a.jpg\",\"caption\":\"x\"}\n",
+        );
+        assert_eq!(
+            open(dir).sample(0).unwrap().unwrap().image,
+            ImageSource::Path(dir.join("images/a.jpg"))
+        );
         std::fs::remove_file(dir.join("captions.jsonl")).unwrap();
         write(dir, "captions.csv", b"file_name,text\nb.png,hello\n");
         write(dir, "b.png", b"1");
-        assert_eq!(open(dir).sample(0).unwrap().unwrap().image, ImageSource::Path(dir.join("b.png")));
+        assert_eq!(
+            open(dir).sample(0).unwrap().unwrap().image,
+            ImageSource::Path(dir.join("b.png"))
+        );
     }
 
     #[test]
@@ -128,7 +159,10 @@ mod tests {
         write(dir, "c.txt", b"\xff");
         let set = open(dir);
         assert_eq!(set.len(), 4);
-        let ids: Vec<_> = [0, 2, 3].iter().map(|&i| set.sample(i).unwrap().unwrap().image_id.unwrap()).collect();
+        let ids: Vec<_> = [0, 2, 3]
+            .iter()
+            .map(|&i| set.sample(i).unwrap().unwrap().image_id.unwrap())
+            .collect();
         assert_eq!(ids, ["a", "sub/b", "sub/b"]);
         assert_eq!(set.sample(3).unwrap().unwrap().captions, ["two"]);
         assert_eq!(set.sample(1).unwrap().unwrap_err().problem.kind(), "not_utf8");

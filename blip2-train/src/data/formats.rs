@@ -56,8 +56,13 @@ const CAPTION: Format = Format {
     image_id: &["image_id"],
     usual_folder: "",
 };
-const VQA: Format =
-    Format { caption: &[], question: &["question"], question_id: &["question_id"], answers: &["answer"], ..CAPTION };
+const VQA: Format = Format {
+    caption: &[],
+    question: &["question"],
+    question_id: &["question_id"],
+    answers: &["answer"],
+    ..CAPTION
+};
 
 /// Every annotation format that is read.
 pub const FORMATS: &[Format] = &[
@@ -72,20 +77,74 @@ pub const FORMATS: &[Format] = &[
         image_id: &["image_id", "img_id"],
         ..CAPTION
     },
-    Format { name: "coco_caption", usual_folder: "coco/images", ..CAPTION },
-    Format { name: "coco_retrieval", usual_folder: "coco/images", ..CAPTION },
-    Format { name: "vg_caption", usual_folder: "vg/images", ..CAPTION },
-    Format { name: "sbu_caption", usual_folder: "sbu_captions/images", ..CAPTION },
-    Format { name: "conceptual_caption_3m", usual_folder: "conceptual_caption/images", ..CAPTION },
-    Format { name: "conceptual_caption_12m", usual_folder: "conceptual_caption/images_12m", ..CAPTION },
-    Format { name: "flickr30k", usual_folder: "flickr30k/images", ..CAPTION },
+    Format {
+        name: "coco_caption",
+        usual_folder: "coco/images",
+        ..CAPTION
+    },
+    Format {
+        name: "coco_retrieval",
+        usual_folder: "coco/images",
+        ..CAPTION
+    },
+    Format {
+        name: "vg_caption",
+        usual_folder: "vg/images",
+        ..CAPTION
+    },
+    Format {
+        name: "sbu_caption",
+        usual_folder: "sbu_captions/images",
+        ..CAPTION
+    },
+    Format {
+        name: "conceptual_caption_3m",
+        usual_folder: "conceptual_caption/images",
+        ..CAPTION
+    },
+    Format {
+        name: "conceptual_caption_12m",
+        usual_folder: "conceptual_caption/images_12m",
+        ..CAPTION
+    },
+    Format {
+        name: "flickr30k",
+        usual_folder: "flickr30k/images",
+        ..CAPTION
+    },
     // test-time only: pictures and numbers, captions are on the evaluation server
-    Format { name: "nocaps", image_id: &["img_id"], usual_folder: "nocaps/images", ..CAPTION },
-    Format { name: "coco_vqa", usual_folder: "coco/images", ..VQA },
-    Format { name: "ok_vqa", usual_folder: "coco/images", ..VQA },
-    Format { name: "aok_vqa", answers: &["direct_answers"], usual_folder: "coco/images", ..VQA },
-    Format { name: "gqa", usual_folder: "gqa/images", ..VQA },
-    Format { name: "vg_vqa", usual_folder: "vg/images", ..VQA },
+    Format {
+        name: "nocaps",
+        image_id: &["img_id"],
+        usual_folder: "nocaps/images",
+        ..CAPTION
+    },
+    Format {
+        name: "coco_vqa",
+        usual_folder: "coco/images",
+        ..VQA
+    },
+    Format {
+        name: "ok_vqa",
+        usual_folder: "coco/images",
+        ..VQA
+    },
+    Format {
+        name: "aok_vqa",
+        answers: &["direct_answers"],
+        usual_folder: "coco/images",
+        ..VQA
+    },
+    Format {
+        name: "gqa",
+        usual_folder: "gqa/images",
+        ..VQA
+    },
+    Format {
+        name: "vg_vqa",
+        usual_folder: "vg/images",
+        ..VQA
+    },
     // GQA as published: object of questions, the picture by number
     Format {
         name: "gqa_official",
@@ -96,18 +155,35 @@ pub const FORMATS: &[Format] = &[
         usual_folder: "gqa/images",
         ..VQA
     },
-    Format { name: "karpathy", layout: Layout::Karpathy, usual_folder: "coco/images", ..CAPTION },
-    Format { name: "coco_official", layout: Layout::CocoOfficial, ..CAPTION },
-    Format { name: "vqa_official", layout: Layout::VqaOfficial, usual_folder: "coco/images", ..VQA },
+    Format {
+        name: "karpathy",
+        layout: Layout::Karpathy,
+        usual_folder: "coco/images",
+        ..CAPTION
+    },
+    Format {
+        name: "coco_official",
+        layout: Layout::CocoOfficial,
+        ..CAPTION
+    },
+    Format {
+        name: "vqa_official",
+        layout: Layout::VqaOfficial,
+        usual_folder: "coco/images",
+        ..VQA
+    },
 ];
 
 impl Format {
     /// Looks `name` up in [`FORMATS`].
     pub fn named(name: &str) -> Result<&'static Self, DataError> {
-        FORMATS.iter().find(|f| f.name == name).ok_or_else(|| DataError::UnknownFormat {
-            name: name.to_owned(),
-            known: FORMATS.iter().map(|f| f.name).collect(),
-        })
+        FORMATS
+            .iter()
+            .find(|f| f.name == name)
+            .ok_or_else(|| DataError::UnknownFormat {
+                name: name.to_owned(),
+                known: FORMATS.iter().map(|f| f.name).collect(),
+            })
     }
 
     /// The lenient format.
@@ -117,7 +193,9 @@ impl Format {
 
     /// Captions of a row, blank ones left out.
     pub fn captions(&self, row: &Row) -> Vec<String> {
-        first(row, self.caption).map(|v| texts(v, &["caption", "raw"])).unwrap_or_default()
+        first(row, self.caption)
+            .map(|v| texts(v, &["caption", "raw"]))
+            .unwrap_or_default()
     }
 
     /// The question of a row.
@@ -126,9 +204,16 @@ impl Format {
         Some(Question {
             text,
             id: first(row, self.question_id).and_then(text_of),
-            answers: weigh_answers(&first(row, self.answers).map(|v| texts(v, &["answer"])).unwrap_or_default()),
+            answers: weigh_answers(
+                &first(row, self.answers)
+                    .map(|v| texts(v, &["answer"]))
+                    .unwrap_or_default(),
+            ),
             choices: row.get("choices").map(|v| texts(v, &[])).unwrap_or_default(),
-            correct_choice: row.get("correct_choice_idx").and_then(Value::as_u64).map(|i| i as usize),
+            correct_choice: row
+                .get("correct_choice_idx")
+                .and_then(Value::as_u64)
+                .map(|i| i as usize),
         })
     }
 
@@ -138,7 +223,9 @@ impl Format {
     }
 
     pub(super) fn entry(&self, row: &Row) -> Result<Entry, Problem> {
-        let mut image = first(row, self.image).and_then(text_of).ok_or(Problem::MissingImage)?;
+        let mut image = first(row, self.image)
+            .and_then(text_of)
+            .ok_or(Problem::MissingImage)?;
         if !self.image_suffix.is_empty() && !image.contains('.') {
             image.push_str(self.image_suffix);
         }
@@ -153,7 +240,10 @@ impl Format {
 }
 
 fn first<'a>(row: &'a Row, names: &[&str]) -> Option<&'a Value> {
-    names.iter().find_map(|&name| row.get(name)).filter(|v| !v.is_null())
+    names
+        .iter()
+        .find_map(|&name| row.get(name))
+        .filter(|v| !v.is_null())
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -170,7 +260,10 @@ fn texts(value: &Value, inner: &[&str]) -> Vec<String> {
     match value {
         Value::Array(items) => {
             let inner_text = |v: &Value| v.as_object().and_then(|o| first(o, inner)).and_then(text_of);
-            items.iter().filter_map(|v| text_of(v).or_else(|| inner_text(v))).collect()
+            items
+                .iter()
+                .filter_map(|v| text_of(v).or_else(|| inner_text(v)))
+                .collect()
         }
         other => text_of(other).into_iter().collect(),
     }

@@ -24,15 +24,24 @@ pub struct ErrorPolicy {
 
 impl Default for ErrorPolicy {
     fn default() -> Self {
-        Self { allowed: 100, share: 0.01 }
+        Self {
+            allowed: 100,
+            share: 0.01,
+        }
     }
 }
 
 impl ErrorPolicy {
     /// Never stops.
-    pub const LENIENT: Self = Self { allowed: u64::MAX, share: 0.0 };
+    pub const LENIENT: Self = Self {
+        allowed: u64::MAX,
+        share: 0.0,
+    };
     /// Stops at the first.
-    pub const STRICT: Self = Self { allowed: 0, share: 0.0 };
+    pub const STRICT: Self = Self {
+        allowed: 0,
+        share: 0.0,
+    };
 
     fn exceeded(&self, bad: u64, seen: u64) -> bool {
         bad > self.allowed && (bad - self.allowed) as f64 > self.share * seen as f64
@@ -57,7 +66,13 @@ pub struct LoaderConfig {
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        Self { batch_size: 32, drop_last: true, threads: 0, prefetch: 4, errors: ErrorPolicy::default() }
+        Self {
+            batch_size: 32,
+            drop_last: true,
+            threads: 0,
+            prefetch: 4,
+            errors: ErrorPolicy::default(),
+        }
     }
 }
 
@@ -153,22 +168,44 @@ impl Loader {
         config: LoaderConfig,
         start: LoaderStart,
     ) -> Result<Self, DataError> {
-        let bad = |field, value: usize, remedy| Err(DataError::Setting { field, value: value.to_string(), remedy });
+        let bad = |field, value: usize, remedy| {
+            Err(DataError::Setting {
+                field,
+                value: value.to_string(),
+                remedy,
+            })
+        };
         if config.batch_size == 0 {
             return bad("batch size", 0, "at least 1");
         }
         if ![1, sources.len()].contains(&preparations.len()) {
-            return bad("number of preparations", preparations.len(), "one for all data sets or one for each");
+            return bad(
+                "number of preparations",
+                preparations.len(),
+                "one for all data sets or one for each",
+            );
         }
         if !(0.0..=1.0).contains(&config.errors.share) {
             let value = config.errors.share.to_string();
-            return Err(DataError::Setting { field: "share of bad samples", value, remedy: "0 to 1" });
+            return Err(DataError::Setting {
+                field: "share of bad samples",
+                value,
+                remedy: "0 to 1",
+            });
         }
         if matches!(mixture.draw, Draw::Batch(size) if size != config.batch_size) {
-            return bad("batch size", config.batch_size as usize, "the mixture draws batches of another size");
+            return bad(
+                "batch size",
+                config.batch_size as usize,
+                "the mixture draws batches of another size",
+            );
         }
         preparations.iter().try_for_each(|p| p.transform.check())?;
-        let pools = if matches!(mixture.draw, Draw::Batch(_)) { sources.len() } else { 1 };
+        let pools = if matches!(mixture.draw, Draw::Batch(_)) {
+            sources.len()
+        } else {
+            1
+        };
         let (start, passed_over, seen, bad) = match start {
             LoaderStart::Epoch(epoch) => (Start::Epoch(epoch), Vec::new(), 0, 0),
             LoaderStart::After(c) => (Start::At(c.mixture), c.passed_over, c.seen, c.bad),
@@ -191,7 +228,11 @@ impl Loader {
             pools: (0..pools).map(|_| Vec::new()).collect(),
             after,
             taken: 0,
-            counts: Counts { seen, bad, kinds: BTreeMap::new() },
+            counts: Counts {
+                seen,
+                bad,
+                kinds: BTreeMap::new(),
+            },
             skipped: Vec::new(),
             share,
             ended: false,
@@ -201,7 +242,13 @@ impl Loader {
     /// Batches of an epoch for this process, where sizes are known; skipped samples make it fewer.
     pub fn batches_per_epoch(&self) -> Option<u64> {
         let size = u64::from(self.config.batch_size);
-        self.share.map(|n| if self.config.drop_last { n / size } else { n.div_ceil(size) })
+        self.share.map(|n| {
+            if self.config.drop_last {
+                n / size
+            } else {
+                n.div_ceil(size)
+            }
+        })
     }
 
     /// Samples seen and skipped so far.
@@ -225,20 +272,33 @@ impl Loader {
                 return Ok(Some(self.batch(full)));
             }
         }
-        let left = self.pools.iter().position(|p| !p.is_empty() && (!self.config.drop_last || p.len() >= size));
+        let left = self
+            .pools
+            .iter()
+            .position(|p| !p.is_empty() && (!self.config.drop_last || p.len() >= size));
         Ok(left.map(|pool| self.batch(pool)))
     }
 
     /// Takes an item in; gives the pool that became full.
     fn take(&mut self, item: Item<Example>) -> Result<Option<usize>, DataError> {
-        let Item { number, source, before, after, outcome } = item;
+        let Item {
+            number,
+            source,
+            before,
+            after,
+            outcome,
+        } = item;
         self.after = after;
         self.taken = number + 1;
         self.counts.seen += 1;
         match outcome {
             Ok(example) => {
                 let pool = if self.pools.len() > 1 { source as usize } else { 0 };
-                self.pools[pool].push(Pending { number, before, example });
+                self.pools[pool].push(Pending {
+                    number,
+                    before,
+                    example,
+                });
                 Ok((self.pools[pool].len() >= self.config.batch_size as usize).then_some(pool))
             }
             Err(skipped) => {
@@ -247,7 +307,12 @@ impl Loader {
                 let (bad, seen, policy) = (self.counts.bad, self.counts.seen, self.config.errors);
                 if policy.exceeded(bad, seen) {
                     let limit = format!("{} and {} % of all", policy.allowed, policy.share * 100.0);
-                    return Err(DataError::TooManyBad { bad, seen, limit, last: Box::new(skipped) });
+                    return Err(DataError::TooManyBad {
+                        bad,
+                        seen,
+                        limit,
+                        last: Box::new(skipped),
+                    });
                 }
                 self.skipped.push(skipped);
                 Ok(None)
@@ -256,8 +321,15 @@ impl Loader {
     }
 
     fn batch(&mut self, pool: usize) -> Batch {
-        let examples = std::mem::take(&mut self.pools[pool]).into_iter().map(|p| p.example).collect();
-        Batch { examples, skipped: self.take_skipped(), cursor: self.cursor() }
+        let examples = std::mem::take(&mut self.pools[pool])
+            .into_iter()
+            .map(|p| p.example)
+            .collect();
+        Batch {
+            examples,
+            skipped: self.take_skipped(),
+            cursor: self.cursor(),
+        }
     }
 
     /// The position from which the samples still pending come again and those handed out do not.
@@ -273,7 +345,12 @@ impl Loader {
                 (&oldest.before, gone.map(|n| n - oldest.number).collect())
             }
         };
-        LoaderCursor { mixture: Cursor::clone(mixture), passed_over, seen, bad: self.counts.bad }
+        LoaderCursor {
+            mixture: Cursor::clone(mixture),
+            passed_over,
+            seen,
+            bad: self.counts.bad,
+        }
     }
 }
 
@@ -300,8 +377,19 @@ mod tests {
 
     /// (pictures' bytes, captions) of a batch, enough to compare.
     fn digest(batch: &Batch) -> Vec<(String, u64)> {
-        let sum = |e: &Example| e.image.as_raw().iter().enumerate().map(|(i, &v)| i as u64 * u64::from(v)).sum();
-        batch.examples.iter().map(|e| (e.caption.clone(), sum(e))).collect()
+        let sum = |e: &Example| {
+            e.image
+                .as_raw()
+                .iter()
+                .enumerate()
+                .map(|(i, &v)| i as u64 * u64::from(v))
+                .sum()
+        };
+        batch
+            .examples
+            .iter()
+            .map(|e| (e.caption.clone(), sum(e)))
+            .collect()
     }
 
     fn sources(dirs: &mut Vec<tempfile::TempDir>, sizes: &[&[usize]], ratio: Option<f64>) -> Vec<Source> {
@@ -311,13 +399,20 @@ mod tests {
             .map(|(i, sizes)| {
                 let (dir, set) = picture_shards(sizes, i);
                 dirs.push(dir);
-                Source { name: format!("s{i}"), data: Data::Shards(Arc::new(set)), ratio }
+                Source {
+                    name: format!("s{i}"),
+                    data: Data::Shards(Arc::new(set)),
+                    ratio,
+                }
             })
             .collect()
     }
 
     fn preparation() -> Preparation {
-        Preparation { transform: Transform::named("blip_image_train", 16).unwrap(), ..Preparation::default() }
+        Preparation {
+            transform: Transform::named("blip_image_train", 16).unwrap(),
+            ..Preparation::default()
+        }
     }
 
     #[test]
@@ -325,19 +420,42 @@ mod tests {
         let mut dirs = Vec::new();
         let sources = sources(&mut dirs, &[&[20, 20, 11]], None);
         let run = |threads| {
-            let config = LoaderConfig { batch_size: 8, threads, drop_last: false, ..LoaderConfig::default() };
-            let mixture = MixtureConfig { split: Split { workers: 2, ..Split::default() }, ..MixtureConfig::default() };
-            let mut loader = Loader::new(&sources, &[preparation()], mixture, config, LoaderStart::Epoch(3)).unwrap();
+            let config = LoaderConfig {
+                batch_size: 8,
+                threads,
+                drop_last: false,
+                ..LoaderConfig::default()
+            };
+            let mixture = MixtureConfig {
+                split: Split {
+                    workers: 2,
+                    ..Split::default()
+                },
+                ..MixtureConfig::default()
+            };
+            let mut loader =
+                Loader::new(&sources, &[preparation()], mixture, config, LoaderStart::Epoch(3)).unwrap();
             assert_eq!(loader.batches_per_epoch(), Some(7));
             let batches: Vec<Batch> = loader.by_ref().map(|b| b.unwrap()).collect();
-            let names: Vec<String> = batches.iter().flat_map(|b| &b.skipped).map(|s| s.key.clone()).collect();
-            (batches.iter().map(digest).collect::<Vec<_>>(), names, loader.counts().clone())
+            let names: Vec<String> = batches
+                .iter()
+                .flat_map(|b| &b.skipped)
+                .map(|s| s.key.clone())
+                .collect();
+            (
+                batches.iter().map(digest).collect::<Vec<_>>(),
+                names,
+                loader.counts().clone(),
+            )
         };
         let (batches, names, counts) = run(1);
         // every tenth picture is damaged
         assert_eq!((counts.seen, counts.bad, counts.kinds["decode"]), (51, 5, 5));
         assert_eq!(names.len(), 5);
-        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [8, 8, 8, 8, 8, 6]);
+        assert_eq!(
+            batches.iter().map(Vec::len).collect::<Vec<_>>(),
+            [8, 8, 8, 8, 8, 6]
+        );
         for threads in [2, 7] {
             assert_eq!(run(threads), (batches.clone(), names.clone(), counts.clone()));
         }
@@ -348,19 +466,47 @@ mod tests {
         let mut dirs = Vec::new();
         let sources = sources(&mut dirs, &[&[40]], None);
         let run = |errors| {
-            let config = LoaderConfig { batch_size: 4, errors, ..LoaderConfig::default() };
-            let order = Order { shuffle: false, ..Order::default() };
-            let mixture = MixtureConfig { order, ..MixtureConfig::default() };
-            Loader::new(&sources, &[preparation()], mixture, config, LoaderStart::Epoch(0)).unwrap()
+            let config = LoaderConfig {
+                batch_size: 4,
+                errors,
+                ..LoaderConfig::default()
+            };
+            let order = Order {
+                shuffle: false,
+                ..Order::default()
+            };
+            let mixture = MixtureConfig {
+                order,
+                ..MixtureConfig::default()
+            };
+            Loader::new(&sources, &[preparation()], mixture, config, LoaderStart::Epoch(0))
+                .unwrap()
                 .collect::<Vec<_>>()
         };
-        let strict = run(ErrorPolicy { allowed: 1, share: 0.0 });
+        let strict = run(ErrorPolicy {
+            allowed: 1,
+            share: 0.0,
+        });
         match strict.last() {
             Some(Err(DataError::TooManyBad { bad: 2, last, .. })) => assert_eq!(last.key, "s0-19"),
             other => panic!("{other:?}"),
         }
-        assert!(run(ErrorPolicy { allowed: 0, share: 0.11 }).iter().all(Result::is_ok));
-        assert!(run(ErrorPolicy { allowed: 0, share: 0.05 }).iter().any(Result::is_err));
+        assert!(
+            run(ErrorPolicy {
+                allowed: 0,
+                share: 0.11
+            })
+            .iter()
+            .all(Result::is_ok)
+        );
+        assert!(
+            run(ErrorPolicy {
+                allowed: 0,
+                share: 0.05
+            })
+            .iter()
+            .any(Result::is_err)
+        );
         assert!(run(ErrorPolicy::LENIENT).iter().all(Result::is_ok));
     }
 
@@ -369,7 +515,10 @@ mod tests {
         let mut dirs = Vec::new();
         let sources = sources(&mut dirs, &[&[2], &[2]], Some(1.0));
         let new = |preparations: &[Preparation], config, draw| {
-            let mixture = MixtureConfig { draw, ..MixtureConfig::default() };
+            let mixture = MixtureConfig {
+                draw,
+                ..MixtureConfig::default()
+            };
             Loader::new(&sources, preparations, mixture, config, LoaderStart::Epoch(0)).err()
         };
         let good = LoaderConfig::default();
@@ -378,7 +527,17 @@ mod tests {
         assert!(new(&[p(), p()], good, Draw::Batch(32)).is_none());
         assert!(new(&[p(), p(), p()], good, Draw::Sample).is_some());
         assert!(new(&[p()], good, Draw::Batch(5)).is_some());
-        assert!(new(&[p()], LoaderConfig { batch_size: 0, ..good }, Draw::Sample).is_some());
+        assert!(
+            new(
+                &[p()],
+                LoaderConfig {
+                    batch_size: 0,
+                    ..good
+                },
+                Draw::Sample
+            )
+            .is_some()
+        );
     }
 
     proptest! {

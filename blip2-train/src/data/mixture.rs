@@ -50,7 +50,12 @@ pub struct MixtureConfig {
 
 impl Default for MixtureConfig {
     fn default() -> Self {
-        Self { order: Order::default(), split: Split::default(), draw: Draw::Sample, repeat: false }
+        Self {
+            order: Order::default(),
+            split: Split::default(),
+            draw: Draw::Sample,
+            repeat: false,
+        }
     }
 }
 
@@ -125,7 +130,12 @@ impl Mixture {
             .map(|(i, s)| {
                 // sets with equally many shards must not be permuted alike
                 let seed = KeyedRng::numbered(config.order.seed, "source", &[i]).below(u64::MAX);
-                SourceStream::new(s.data.clone(), config.split, Order { seed, ..config.order }, epoch)
+                SourceStream::new(
+                    s.data.clone(),
+                    config.split,
+                    Order { seed, ..config.order },
+                    epoch,
+                )
             })
             .collect();
         let mut mixture = Self {
@@ -158,12 +168,17 @@ impl Mixture {
         let sizes = [cursor.sources.len(), cursor.done.len()];
         let fits = sizes == [self.streams.len(); 2] && (cursor.current as usize) < self.streams.len();
         if cursor.setup != self.setup || !fits {
-            return differ("data set list, seed, ratios or buffer", cursor.setup, self.setup.clone());
+            return differ(
+                "data set list, seed, ratios or buffer",
+                cursor.setup,
+                self.setup.clone(),
+            );
         }
         for (stream, position) in self.streams.iter_mut().zip(cursor.sources) {
             stream.restore(position);
         }
-        (self.epoch, self.draws, self.current, self.left) = (cursor.epoch, cursor.draws, cursor.current, cursor.left);
+        (self.epoch, self.draws, self.current, self.left) =
+            (cursor.epoch, cursor.draws, cursor.current, cursor.left);
         self.done = cursor.done;
         Ok(())
     }
@@ -223,7 +238,11 @@ impl Mixture {
             let at = self.current as usize;
             if let Some(passed) = self.streams[at].next_sample()? {
                 self.left -= 1;
-                return Ok(Some(Drawn { source: self.current, pass: passed.pass, sample: passed.sample }));
+                return Ok(Some(Drawn {
+                    source: self.current,
+                    pass: passed.pass,
+                    sample: passed.sample,
+                }));
             }
             if self.config.repeat && self.ratios.is_some() {
                 if self.streams[at].handed_out() == 0 {
@@ -241,7 +260,11 @@ impl Mixture {
 
     fn empty(&self, source: usize) -> DataError {
         let Split { rank, world, .. } = self.config.split;
-        DataError::Empty { source_name: self.names.get(source).cloned().unwrap_or_default(), rank, world }
+        DataError::Empty {
+            source_name: self.names.get(source).cloned().unwrap_or_default(),
+            rank,
+            world,
+        }
     }
 
     fn start_epoch(&mut self, epoch: u64) {
@@ -253,25 +276,41 @@ impl Mixture {
     fn draw(&mut self) -> Option<u32> {
         let open = |i: usize| !self.done[i];
         let weights: Vec<f64> = match &self.ratios {
-            Some(ratios) => ratios.iter().enumerate().map(|(i, &r)| if open(i) { r } else { 0.0 }).collect(),
+            Some(ratios) => ratios
+                .iter()
+                .enumerate()
+                .map(|(i, &r)| if open(i) { r } else { 0.0 })
+                .collect(),
             None => (0..self.streams.len())
                 .map(|i| {
                     let stream = &self.streams[i];
                     // an estimate may run out early; the stream itself says when it ends
-                    let left = stream.share().unwrap_or(1).saturating_sub(stream.handed_out()).max(1);
+                    let left = stream
+                        .share()
+                        .unwrap_or(1)
+                        .saturating_sub(stream.handed_out())
+                        .max(1);
                     if open(i) { left as f64 } else { 0.0 }
                 })
                 .collect(),
         };
         let key = [u64::from(self.config.split.rank), self.epoch, self.draws];
         self.draws += 1;
-        KeyedRng::numbered(self.config.order.seed, "draw", &key).weighted(&weights).map(|i| i as u32)
+        KeyedRng::numbered(self.config.order.seed, "draw", &key)
+            .weighted(&weights)
+            .map(|i| i as u32)
     }
 }
 
 fn check(config: &MixtureConfig) -> Result<(), DataError> {
     let Split { rank, world, workers } = config.split;
-    let bad = |field, value: u32, remedy| Err(DataError::Setting { field, value: value.to_string(), remedy });
+    let bad = |field, value: u32, remedy| {
+        Err(DataError::Setting {
+            field,
+            value: value.to_string(),
+            remedy,
+        })
+    };
     match config.draw {
         _ if rank >= world => bad("rank", rank, "must be below the number of processes"),
         _ if workers == 0 => bad("workers", workers, "at least 1"),
@@ -292,9 +331,13 @@ fn ratios(sources: &[Source], config: &MixtureConfig) -> Result<Option<Vec<f64>>
         (0, 1) => Ok(None),
         (0, n) if matches!(config.draw, Draw::Batch(_)) => Ok(Some(vec![1.0; n])), // as LAVIS without ratios
         (0, _) if sized => Ok(None),
-        (0, _) => bad("shards of unknown size are mixed: give every data set a ratio, or the number of its samples"),
+        (0, _) => {
+            bad("shards of unknown size are mixed: give every data set a ratio, or the number of its samples")
+        }
         (g, n) if g < n => bad("give a ratio to every data set or to none"),
-        _ if given.iter().any(|r| !r.is_finite() || *r <= 0.0) => bad("every ratio must be a positive number"),
+        _ if given.iter().any(|r| !r.is_finite() || *r <= 0.0) => {
+            bad("every ratio must be a positive number")
+        }
         _ => Ok(Some(given)),
     }
 }
@@ -307,12 +350,19 @@ fn setup(sources: &[Source], config: &MixtureConfig, ratios: Option<&[f64]>) -> 
         hash.update(match &source.data {
             Data::Rows(set) => format!("rows {} {:?}\n", set.len(), name(set.shard().as_ref().as_ref())),
             Data::Shards(set) => {
-                format!("shards {:?} {:?}\n", set.samples, set.paths.iter().map(|p| name(p)).collect::<Vec<_>>())
+                format!(
+                    "shards {:?} {:?}\n",
+                    set.samples,
+                    set.paths.iter().map(|p| name(p)).collect::<Vec<_>>()
+                )
             }
         });
     }
     let Split { workers, .. } = config.split;
-    hash.update(format!("{workers} {:?} {:?} {} {ratios:?}", config.order, config.draw, config.repeat));
+    hash.update(format!(
+        "{workers} {:?} {:?} {} {ratios:?}",
+        config.order, config.draw, config.repeat
+    ));
     hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -325,21 +375,39 @@ mod tests {
     use proptest::prelude::*;
 
     fn source(name: &str, data: Data, ratio: Option<f64>) -> Source {
-        Source { name: name.into(), data, ratio }
+        Source {
+            name: name.into(),
+            data,
+            ratio,
+        }
     }
 
     fn take(mixture: &mut Mixture, n: usize) -> Vec<(u32, String)> {
-        let next = || mixture.next_sample().unwrap().map(|d| (d.source, d.sample.unwrap().captions[0].clone()));
+        let next = || {
+            mixture
+                .next_sample()
+                .unwrap()
+                .map(|d| (d.source, d.sample.unwrap().captions[0].clone()))
+        };
         std::iter::from_fn(next).take(n).collect()
     }
 
     #[test]
     fn ratios_are_kept_for_samples_and_batches() {
-        let sources =
-            [source("a", Data::Rows(rows(7)), Some(3.0)), source("b", Data::Rows(rows(50)), Some(1.0))];
+        let sources = [
+            source("a", Data::Rows(rows(7)), Some(3.0)),
+            source("b", Data::Rows(rows(50)), Some(1.0)),
+        ];
         for draw in [Draw::Sample, Draw::Batch(8)] {
-            let config = MixtureConfig { draw, repeat: true, ..MixtureConfig::default() };
-            let drawn = take(&mut Mixture::new(&sources, config, Start::Epoch(0)).unwrap(), 8000);
+            let config = MixtureConfig {
+                draw,
+                repeat: true,
+                ..MixtureConfig::default()
+            };
+            let drawn = take(
+                &mut Mixture::new(&sources, config, Start::Epoch(0)).unwrap(),
+                8000,
+            );
             let first = drawn.iter().filter(|d| d.0 == 0).count();
             // 1000 draws of batches: 750 +- 3 sigma of 13.7, times 8; sampling by sample lies well inside
             assert!((5670..=6330).contains(&first), "{draw:?} {first}");
@@ -351,9 +419,14 @@ mod tests {
 
     #[test]
     fn without_ratios_it_is_a_uniform_shuffle_of_all() {
-        let sources = [source("a", Data::Rows(rows(300)), None), source("b", Data::Rows(rows(100)), None)];
-        let drawn =
-            take(&mut Mixture::new(&sources, MixtureConfig::default(), Start::Epoch(0)).unwrap(), usize::MAX);
+        let sources = [
+            source("a", Data::Rows(rows(300)), None),
+            source("b", Data::Rows(rows(100)), None),
+        ];
+        let drawn = take(
+            &mut Mixture::new(&sources, MixtureConfig::default(), Start::Epoch(0)).unwrap(),
+            usize::MAX,
+        );
         assert_eq!(drawn.len(), 400);
         for half in drawn.chunks(200) {
             let first = half.iter().filter(|d| d.0 == 0).count();
@@ -371,25 +444,69 @@ mod tests {
         let default = MixtureConfig::default();
         assert!(matches!(new(&[], default), Some(DataError::Ratios { .. })));
         let mixed = |a, b| [source("a", rows.clone(), a), source("b", shards.clone(), b)];
-        assert!(matches!(new(&mixed(None, None), default), Some(DataError::Ratios { .. })));
-        assert!(matches!(new(&mixed(Some(1.0), None), default), Some(DataError::Ratios { .. })));
-        assert!(matches!(new(&mixed(Some(1.0), Some(-1.0)), default), Some(DataError::Ratios { .. })));
+        assert!(matches!(
+            new(&mixed(None, None), default),
+            Some(DataError::Ratios { .. })
+        ));
+        assert!(matches!(
+            new(&mixed(Some(1.0), None), default),
+            Some(DataError::Ratios { .. })
+        ));
+        assert!(matches!(
+            new(&mixed(Some(1.0), Some(-1.0)), default),
+            Some(DataError::Ratios { .. })
+        ));
         assert!(new(&mixed(Some(1.0), Some(2.0)), default).is_none());
-        assert!(new(&mixed(None, None), MixtureConfig { draw: Draw::Batch(2), ..default }).is_none());
-        let split = Split { rank: 2, world: 2, workers: 1 };
-        assert!(matches!(new(&mixed(Some(1.0), Some(1.0)), MixtureConfig { split, ..default }), Some(DataError::Setting { .. })));
+        assert!(
+            new(
+                &mixed(None, None),
+                MixtureConfig {
+                    draw: Draw::Batch(2),
+                    ..default
+                }
+            )
+            .is_none()
+        );
+        let split = Split {
+            rank: 2,
+            world: 2,
+            workers: 1,
+        };
+        assert!(matches!(
+            new(&mixed(Some(1.0), Some(1.0)), MixtureConfig { split, ..default }),
+            Some(DataError::Setting { .. })
+        ));
 
         let one = [source("a", rows.clone(), None)];
         let cursor = Mixture::new(&one, default, Start::Epoch(0)).unwrap().cursor();
-        let other = MixtureConfig { order: Order { seed: 7, ..Order::default() }, ..default };
+        let other = MixtureConfig {
+            order: Order {
+                seed: 7,
+                ..Order::default()
+            },
+            ..default
+        };
         let error = Mixture::new(&one, other, Start::At(cursor)).err();
         assert!(matches!(error, Some(DataError::CursorMismatch { .. })));
         // forced whole shards and more processes than shards: an endless run must say so rather than spin
-        let split = Split { rank: 3, world: 4, workers: 1 };
-        let order = Order { split_by: super::super::stream::SplitBy::Shard, ..Order::default() };
-        let config = MixtureConfig { split, order, repeat: true, ..default };
+        let split = Split {
+            rank: 3,
+            world: 4,
+            workers: 1,
+        };
+        let order = Order {
+            split_by: super::super::stream::SplitBy::Shard,
+            ..Order::default()
+        };
+        let config = MixtureConfig {
+            split,
+            order,
+            repeat: true,
+            ..default
+        };
         for ratio in [None, Some(1.0)] {
-            let mut mixture = Mixture::new(&[source("b", shards.clone(), ratio)], config, Start::Epoch(0)).unwrap();
+            let mut mixture =
+                Mixture::new(&[source("b", shards.clone(), ratio)], config, Start::Epoch(0)).unwrap();
             let error = mixture.next_sample().err();
             assert!(matches!(error, Some(DataError::Empty { .. })), "{error:?}");
         }

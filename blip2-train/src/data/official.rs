@@ -45,8 +45,19 @@ pub(super) fn karpathy(bytes: &[u8], split: Option<&str>) -> Entries {
             } else {
                 format!("{}/{}", image.filepath, image.filename)
             };
-            let captions = image.sentences.into_iter().map(|s| s.raw).filter(|s| !s.trim().is_empty()).collect();
-            Ok(Entry { image: path, captions, question: None, image_id, image_index: 0 })
+            let captions = image
+                .sentences
+                .into_iter()
+                .map(|s| s.raw)
+                .filter(|s| !s.trim().is_empty())
+                .collect();
+            Ok(Entry {
+                image: path,
+                captions,
+                question: None,
+                image_id,
+                image_index: 0,
+            })
         })
         .collect())
 }
@@ -131,11 +142,18 @@ pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
     if let Some(bytes) = annotations {
         let notes: VqaAnnotations = serde_json::from_slice(bytes)?;
         answers.extend(
-            notes.annotations.into_iter().map(|n| (n.question_id, n.answers.into_iter().map(|a| a.answer).collect())),
+            notes
+                .annotations
+                .into_iter()
+                .map(|n| (n.question_id, n.answers.into_iter().map(|a| a.answer).collect())),
         );
     }
     // test-dev is a part of the test2015 pictures
-    let folder = if file.data_subtype == "test-dev2015" { "test2015" } else { file.data_subtype.as_str() };
+    let folder = if file.data_subtype == "test-dev2015" {
+        "test2015"
+    } else {
+        file.data_subtype.as_str()
+    };
     Ok(file
         .questions
         .into_iter()
@@ -146,7 +164,10 @@ pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
                 question: Some(Box::new(Question {
                     text: q.question,
                     id: Some(q.question_id.to_string()),
-                    answers: answers.get(&q.question_id).map(|a| weigh_answers(a)).unwrap_or_default(),
+                    answers: answers
+                        .get(&q.question_id)
+                        .map(|a| weigh_answers(a))
+                        .unwrap_or_default(),
                     ..Question::default()
                 })),
                 image_id: Some(q.image_id.to_string()),

@@ -30,13 +30,18 @@ pub fn expand(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
         }
     }
     if out.is_empty() {
-        return Err(DataError::NoShards { pattern: pattern.to_owned() });
+        return Err(DataError::NoShards {
+            pattern: pattern.to_owned(),
+        });
     }
     Ok(out)
 }
 
 fn braces(text: &str, pattern: &str, out: &mut Vec<String>) -> Result<(), DataError> {
-    let bad = |reason| DataError::Pattern { pattern: pattern.to_owned(), reason };
+    let bad = |reason| DataError::Pattern {
+        pattern: pattern.to_owned(),
+        reason,
+    };
     let Some(open) = text.find('{') else {
         if text.contains('}') {
             return Err(bad("`}` without `{`"));
@@ -57,13 +62,20 @@ fn braces(text: &str, pattern: &str, out: &mut Vec<String>) -> Result<(), DataEr
     braces(rest, pattern, &mut tails)?;
     let heads: Vec<String> = match body.split_once("..") {
         Some((from, to)) => {
-            let parse = |s: &str| s.parse::<u64>().map_err(|_| bad("a range is {FIRST..LAST} in digits"));
+            let parse = |s: &str| {
+                s.parse::<u64>()
+                    .map_err(|_| bad("a range is {FIRST..LAST} in digits"))
+            };
             let (first, last) = (parse(from)?, parse(to)?);
             if last < first || last - first >= LIMIT as u64 {
                 return Err(bad("a range must ascend and have fewer than ten million members"));
             }
             // leading zeros fix the width, as in a shell
-            let width = if from.starts_with('0') || to.starts_with('0') { from.len().max(to.len()) } else { 0 };
+            let width = if from.starts_with('0') || to.starts_with('0') {
+                from.len().max(to.len())
+            } else {
+                0
+            };
             (first..=last).map(|n| format!("{n:0width$}")).collect()
         }
         None if body.contains(',') => body.split(',').map(str::to_owned).collect(),
@@ -91,8 +103,14 @@ fn glob(path: &Path, out: &mut Vec<PathBuf>) -> Result<(), DataError> {
         }
         let mut next = Vec::new();
         for dir in &found {
-            let listed = if dir.as_os_str().is_empty() { Path::new(".") } else { dir.as_path() };
-            let Ok(entries) = std::fs::read_dir(listed) else { continue };
+            let listed = if dir.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                dir.as_path()
+            };
+            let Ok(entries) = std::fs::read_dir(listed) else {
+                continue;
+            };
             for entry in entries {
                 let name = entry.map_err(DataError::io(listed))?.file_name();
                 if wildcard(text.as_bytes(), name.as_encoded_bytes()) {
@@ -140,16 +158,32 @@ mod tests {
     use super::*;
 
     fn names(pattern: &str) -> Vec<String> {
-        expand(pattern).unwrap().into_iter().map(|p| p.to_string_lossy().into_owned()).collect()
+        expand(pattern)
+            .unwrap()
+            .into_iter()
+            .map(|p| p.to_string_lossy().into_owned())
+            .collect()
     }
 
     #[test]
     fn ranges_choices_and_lists() {
         assert_eq!(names("a-{008..010}.tar"), ["a-008.tar", "a-009.tar", "a-010.tar"]);
         assert_eq!(names("a-{8..10}.tar"), ["a-8.tar", "a-9.tar", "a-10.tar"]);
-        assert_eq!(names("{x,y}/{0..1}.tar::z.tar"), ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar", "z.tar"]);
+        assert_eq!(
+            names("{x,y}/{0..1}.tar::z.tar"),
+            ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar", "z.tar"]
+        );
         assert_eq!(names("-"), ["-"]);
-        for bad in ["{0..", "}", "{a..b}", "{3..1}", "{}", "{{a,b}}", "{0..99999999999}", "{0..9999999}{0..9}"] {
+        for bad in [
+            "{0..",
+            "}",
+            "{a..b}",
+            "{3..1}",
+            "{}",
+            "{{a,b}}",
+            "{0..99999999999}",
+            "{0..9999999}{0..9}",
+        ] {
             assert!(matches!(expand(bad), Err(DataError::Pattern { .. })), "{bad}");
         }
         assert!(matches!(expand(""), Err(DataError::NoShards { .. })));
@@ -162,8 +196,14 @@ mod tests {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
         let base = dir.path().to_string_lossy().into_owned();
-        assert_eq!(names(&format!("{base}/*.tar")), [format!("{base}/a1.tar"), format!("{base}/b1.tar")]);
+        assert_eq!(
+            names(&format!("{base}/*.tar")),
+            [format!("{base}/a1.tar"), format!("{base}/b1.tar")]
+        );
         assert_eq!(names(&format!("{base}/?1.t*")).len(), 2);
-        assert!(matches!(expand(&format!("{base}/*.zip")), Err(DataError::NoShards { .. })));
+        assert!(matches!(
+            expand(&format!("{base}/*.zip")),
+            Err(DataError::NoShards { .. })
+        ));
     }
 }

@@ -177,11 +177,23 @@ mod tests {
         let cases: Vec<Value> = serde_json::from_str(text).unwrap();
         assert!(cases.len() > 300);
         for case in &cases {
-            let p: Vec<u32> = case["picture"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+            let p: Vec<u32> = case["picture"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_u64().unwrap() as u32)
+                .collect();
             let op: Op = *OPS.iter().find(|op| format!("{op:?}") == case["op"]).unwrap();
             let mut image = picture(p[0], p[1], p[2], p[3], p[4]);
-            op.apply(&mut image, case["level"].as_f64().unwrap(), case["negative"].as_bool().unwrap());
-            let digest: String = Sha256::digest(image.as_raw()).iter().map(|b| format!("{b:02x}")).collect();
+            op.apply(
+                &mut image,
+                case["level"].as_f64().unwrap(),
+                case["negative"].as_bool().unwrap(),
+            );
+            let digest: String = Sha256::digest(image.as_raw())
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
             assert_eq!(digest, case["sha256"], "{case}");
         }
     }

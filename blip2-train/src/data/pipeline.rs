@@ -82,20 +82,35 @@ impl<T: Send + 'static> Pipeline<T> {
                 let (jobs, work) = (jobs.clone(), work.clone());
                 std::thread::spawn(move || {
                     // Samples are spread over threads already: parallel loops inside one run on its own thread.
-                    let _one = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+                    let _one = rayon::ThreadPoolBuilder::new()
+                        .num_threads(1)
+                        .use_current_thread()
+                        .build();
                     for job in jobs {
                         run(job, &work);
                     }
                 })
             })
             .collect();
-        handles.push(std::thread::spawn(move || read(mixture, passed_over, &to_queue, &to_work)));
-        Self { queue: Some(queue), threads: handles, join, ended: false }
+        handles.push(std::thread::spawn(move || {
+            read(mixture, passed_over, &to_queue, &to_work)
+        }));
+        Self {
+            queue: Some(queue),
+            threads: handles,
+            join,
+            ended: false,
+        }
     }
 }
 
 fn run<T>(job: Job<T>, work: &Work<T>) {
-    let Job { source, pass, sample, reply } = job;
+    let Job {
+        source,
+        pass,
+        sample,
+        reply,
+    } = job;
     let (shard, key) = (sample.shard.clone(), sample.key.clone());
     let outcome = catch_unwind(AssertUnwindSafe(|| work(source, pass, sample)))
         .unwrap_or(Err(Problem::DecoderPanic))
@@ -125,11 +140,27 @@ fn read<T>(mut mixture: Mixture, passed_over: Vec<u64>, queue: &Sender<Message<T
             continue;
         }
         let (reply, outcome) = bounded(1);
-        if queue.send(Message::Ticket(Ticket { number, source, before: from, after, outcome })).is_err() {
+        if queue
+            .send(Message::Ticket(Ticket {
+                number,
+                source,
+                before: from,
+                after,
+                outcome,
+            }))
+            .is_err()
+        {
             return;
         }
         let sent = match sample {
-            Ok(sample) => jobs.send(Job { source, pass, sample, reply }).is_ok(),
+            Ok(sample) => jobs
+                .send(Job {
+                    source,
+                    pass,
+                    sample,
+                    reply,
+                })
+                .is_ok(),
             Err(skipped) => reply.send(Err(skipped)).is_ok(),
         };
         if !sent {
@@ -147,9 +178,23 @@ impl<T> Iterator for Pipeline<T> {
         }
         let result = match self.queue.as_ref()?.recv() {
             Ok(Message::Ticket(ticket)) => {
-                let Ticket { number, source, before, after, outcome } = ticket;
+                let Ticket {
+                    number,
+                    source,
+                    before,
+                    after,
+                    outcome,
+                } = ticket;
                 match outcome.recv() {
-                    Ok(outcome) => return Some(Ok(Item { number, source, before, after, outcome })),
+                    Ok(outcome) => {
+                        return Some(Ok(Item {
+                            number,
+                            source,
+                            before,
+                            after,
+                            outcome,
+                        }));
+                    }
                     Err(_) => Some(Err(DataError::ThreadLost)),
                 }
             }
@@ -184,9 +229,25 @@ mod tests {
     use super::*;
 
     fn mixture(n: usize, repeat: bool) -> Mixture {
-        let order = Order { shuffle: false, ..Order::default() };
-        let source = Source { name: "r".into(), data: Data::Rows(rows(n)), ratio: None };
-        Mixture::new(&[source], MixtureConfig { order, repeat, ..MixtureConfig::default() }, Start::Epoch(0)).unwrap()
+        let order = Order {
+            shuffle: false,
+            ..Order::default()
+        };
+        let source = Source {
+            name: "r".into(),
+            data: Data::Rows(rows(n)),
+            ratio: None,
+        };
+        Mixture::new(
+            &[source],
+            MixtureConfig {
+                order,
+                repeat,
+                ..MixtureConfig::default()
+            },
+            Start::Epoch(0),
+        )
+        .unwrap()
     }
 
     fn pipeline<T: Send + 'static>(
@@ -194,8 +255,16 @@ mod tests {
         threads: usize,
         work: impl Fn(Sample) -> Result<T, Problem> + Send + Sync + 'static,
     ) -> Pipeline<T> {
-        let capacity = Capacity { threads, in_flight: 8 };
-        Pipeline::new(mixture, vec![1, 3], capacity, Arc::new(move |_, _, sample| work(sample)))
+        let capacity = Capacity {
+            threads,
+            in_flight: 8,
+        };
+        Pipeline::new(
+            mixture,
+            vec![1, 3],
+            capacity,
+            Arc::new(move |_, _, sample| work(sample)),
+        )
     }
 
     #[test]
@@ -214,7 +283,13 @@ mod tests {
         .collect();
         let want: Vec<_> = (0..40)
             .filter(|n| ![1, 3].contains(n))
-            .map(|n| if n == 7 { Err(("7".to_owned(), "decoder_panic")) } else { Ok(n) })
+            .map(|n| {
+                if n == 7 {
+                    Err(("7".to_owned(), "decoder_panic"))
+                } else {
+                    Ok(n)
+                }
+            })
             .collect();
         assert_eq!(got, want);
     }

@@ -103,7 +103,15 @@ pub struct Example {
 impl Preparation {
     /// Prepares `sample`; the result depends on the arguments alone.
     pub fn run(&self, seed: u64, source: u32, pass: u64, sample: Sample) -> Result<Example, Problem> {
-        let Sample { key, shard, image, captions, question, image_id, image_index } = sample;
+        let Sample {
+            key,
+            shard,
+            image,
+            captions,
+            question,
+            image_id,
+            image_index,
+        } = sample;
         let rng = |purpose| KeyedRng::new(seed, purpose, &[&pass.to_le_bytes(), key.as_bytes()]);
         // cheap checks first: no decoding for a sample that will be refused
         let caption = self.caption(&captions, &mut rng("caption"));
@@ -116,24 +124,47 @@ impl Preparation {
         let options = DecodeOptions {
             max_pixels: self.max_pixels,
             apply_orientation: self.orientation,
-            alpha: if self.on_white { Alpha::OnWhite } else { Alpha::Drop },
+            alpha: if self.on_white {
+                Alpha::OnWhite
+            } else {
+                Alpha::Drop
+            },
             allow_truncated: false,
         };
         let decode_error = |e| Problem::Decode(Arc::new(e));
         let bytes = image.read(self.max_bytes)?;
         let decoded = decode_bytes(&bytes, "image", &options).map_err(decode_error)?;
-        let image = self.transform.apply(decoded, &mut rng("augment")).map_err(decode_error)?;
+        let image = self
+            .transform
+            .apply(decoded, &mut rng("augment"))
+            .map_err(decode_error)?;
         let question = question.map(|q| Question {
-            text: if self.clean { blip_question(&q.text, self.max_words) } else { q.text },
+            text: if self.clean {
+                blip_question(&q.text, self.max_words)
+            } else {
+                q.text
+            },
             ..q
         });
-        Ok(Example { key, shard, source, image, caption, captions, question, image_id, image_index })
+        Ok(Example {
+            key,
+            shard,
+            source,
+            image,
+            caption,
+            captions,
+            question,
+            image_id,
+            image_index,
+        })
     }
 
     fn caption(&self, captions: &[String], rng: &mut KeyedRng) -> String {
         let index = match self.pick {
             CaptionPick::First => 0,
-            CaptionPick::RandomOf(n) => rng.below(u64::from(n).clamp(1, captions.len().max(1) as u64)) as usize,
+            CaptionPick::RandomOf(n) => {
+                rng.below(u64::from(n).clamp(1, captions.len().max(1) as u64)) as usize
+            }
         };
         match captions.get(index) {
             None => String::new(),
@@ -155,7 +186,10 @@ mod tests {
             shard: "s".into(),
             image: ImageSource::Bytes(image),
             captions: captions.iter().map(|&c| c.to_owned()).collect(),
-            question: Some(Question { text: "What IS this?".into(), ..Question::default() }),
+            question: Some(Question {
+                text: "What IS this?".into(),
+                ..Question::default()
+            }),
             image_id: None,
             image_index: None,
         }
@@ -163,31 +197,67 @@ mod tests {
 
     #[test]
     fn text_is_chosen_and_cleaned() {
-        let p = Preparation { pick: CaptionPick::RandomOf(2), prompt: "a photo of ".into(), ..Preparation::default() };
+        let p = Preparation {
+            pick: CaptionPick::RandomOf(2),
+            prompt: "a photo of ".into(),
+            ..Preparation::default()
+        };
         let mut seen = std::collections::BTreeSet::new();
         for pass in 0..40 {
-            let e = p.run(1, 0, pass, sample(&["A  Cat!", "Dog.", "never"], png(8, 8))).unwrap();
+            let e = p
+                .run(1, 0, pass, sample(&["A  Cat!", "Dog.", "never"], png(8, 8)))
+                .unwrap();
             assert_eq!(e.image.dimensions(), (224, 224));
             assert_eq!(e.question.unwrap().text, "what is this?");
             seen.insert(e.caption);
         }
-        assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["a photo of a cat", "a photo of dog"]);
-        let raw = Preparation { clean: false, ..Preparation::default() };
-        assert_eq!(raw.run(1, 0, 0, sample(&["A  Cat!"], png(8, 8))).unwrap().caption, "A  Cat!");
+        assert_eq!(
+            seen.into_iter().collect::<Vec<_>>(),
+            ["a photo of a cat", "a photo of dog"]
+        );
+        let raw = Preparation {
+            clean: false,
+            ..Preparation::default()
+        };
+        assert_eq!(
+            raw.run(1, 0, 0, sample(&["A  Cat!"], png(8, 8))).unwrap().caption,
+            "A  Cat!"
+        );
     }
 
     #[test]
     fn every_kind_of_bad_sample_is_refused() {
-        let p = Preparation { prompt: "a photo of ".into(), ..Preparation::default() };
+        let p = Preparation {
+            prompt: "a photo of ".into(),
+            ..Preparation::default()
+        };
         let kind = |p: &Preparation, s| p.run(1, 0, 0, s).unwrap_err().kind();
         assert_eq!(kind(&p, sample(&[], png(8, 8))), "missing_caption");
         assert_eq!(kind(&p, sample(&[" ! . "], png(8, 8))), "missing_caption");
         let good = png(64, 64);
-        assert_eq!(kind(&p, sample(&["x"], good[..good.len() / 2].to_vec())), "decode");
+        assert_eq!(
+            kind(&p, sample(&["x"], good[..good.len() / 2].to_vec())),
+            "decode"
+        );
         assert_eq!(kind(&p, sample(&["x"], b"GIF89a".to_vec())), "decode");
-        let question = Preparation { needs: Needs::Question, ..p.clone() };
-        assert_eq!(kind(&question, Sample { question: None, ..sample(&["x"], png(8, 8)) }), "missing_question");
-        let missing = Sample { image: ImageSource::Path("no/such.jpg".into()), ..sample(&["x"], vec![]) };
+        let question = Preparation {
+            needs: Needs::Question,
+            ..p.clone()
+        };
+        assert_eq!(
+            kind(
+                &question,
+                Sample {
+                    question: None,
+                    ..sample(&["x"], png(8, 8))
+                }
+            ),
+            "missing_question"
+        );
+        let missing = Sample {
+            image: ImageSource::Path("no/such.jpg".into()),
+            ..sample(&["x"], vec![])
+        };
         assert_eq!(kind(&p, missing), "io");
         // a 30,000 x 30,000 PNG is refused by its header
         let mut huge = png(8, 8);

@@ -48,7 +48,10 @@ pub fn for_each_row(
     match container {
         Container::Json => json(bytes, path, each),
         Container::JsonLines => {
-            for line in bytes.split(|&b| b == b'\n').filter(|l| !l.iter().all(u8::is_ascii_whitespace)) {
+            for line in bytes
+                .split(|&b| b == b'\n')
+                .filter(|l| !l.iter().all(u8::is_ascii_whitespace))
+            {
                 each(json_line(line));
             }
             Ok(())
@@ -59,7 +62,10 @@ pub fn for_each_row(
 }
 
 fn bad_row(reason: impl ToString) -> Problem {
-    Problem::BadRecord { member: "row".into(), reason: reason.to_string() }
+    Problem::BadRecord {
+        member: "row".into(),
+        reason: reason.to_string(),
+    }
 }
 
 fn json_line(line: &[u8]) -> Result<Row, Problem> {
@@ -74,18 +80,32 @@ fn json(bytes: &[u8], path: &Path, each: &mut dyn FnMut(Result<Row, Problem>)) -
     let lossy = matches!(text, std::borrow::Cow::Owned(_));
     let mut looks_like = None;
     let mut checked = |row: Result<Row, Problem>| {
-        each(row.and_then(|row| match row.iter().find(|(_, value)| lossy && damaged(value)) {
-            Some((field, _)) => Err(Problem::NotUtf8 { member: field.clone(), at: 0 }),
-            None => Ok(row),
-        }));
+        each(row.and_then(
+            |row| match row.iter().find(|(_, value)| lossy && damaged(value)) {
+                Some((field, _)) => Err(Problem::NotUtf8 {
+                    member: field.clone(),
+                    at: 0,
+                }),
+                None => Ok(row),
+            },
+        ));
     };
     let mut parser = serde_json::Deserializer::from_str(&text);
-    let parsed = Rows { each: &mut checked, looks_like: &mut looks_like }
-        .deserialize(&mut parser)
-        .and_then(|()| parser.end());
+    let parsed = Rows {
+        each: &mut checked,
+        looks_like: &mut looks_like,
+    }
+    .deserialize(&mut parser)
+    .and_then(|()| parser.end());
     match (looks_like, parsed) {
-        (Some(looks_like), _) => Err(DataError::Layout { path: path.to_owned(), looks_like }),
-        (None, Err(source)) => Err(DataError::Json { path: path.to_owned(), source }),
+        (Some(looks_like), _) => Err(DataError::Layout {
+            path: path.to_owned(),
+            looks_like,
+        }),
+        (None, Err(source)) => Err(DataError::Json {
+            path: path.to_owned(),
+            source,
+        }),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -105,21 +125,37 @@ fn separated(
     path: &Path,
     each: &mut dyn FnMut(Result<Row, Problem>),
 ) -> Result<(), DataError> {
-    let failed = |source| DataError::Csv { path: path.to_owned(), source };
+    let failed = |source| DataError::Csv {
+        path: path.to_owned(),
+        source,
+    };
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(bytes);
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .flexible(true)
+        .from_reader(bytes);
     let header = reader.byte_headers().map_err(failed)?.clone();
-    let names: Vec<String> = header.iter().map(|h| String::from_utf8_lossy(h).trim().to_owned()).collect();
+    let names: Vec<String> = header
+        .iter()
+        .map(|h| String::from_utf8_lossy(h).trim().to_owned())
+        .collect();
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(failed)? {
         if record.len() != names.len() {
-            each(Err(bad_row(format!("{} fields where the header has {}", record.len(), names.len()))));
+            each(Err(bad_row(format!(
+                "{} fields where the header has {}",
+                record.len(),
+                names.len()
+            ))));
             continue;
         }
         let row = names.iter().zip(record.iter()).map(|(name, cell)| {
             let text = Problem::utf8(name, cell)?;
             // several captions or answers in one cell are written as a JSON list
-            let list = text.starts_with('[').then(|| serde_json::from_str::<Vec<String>>(text).ok()).flatten();
+            let list = text
+                .starts_with('[')
+                .then(|| serde_json::from_str::<Vec<String>>(text).ok())
+                .flatten();
             Ok((name.clone(), list.map_or_else(|| Value::from(text), Value::from)))
         });
         each(row.collect());
@@ -206,16 +242,31 @@ mod tests {
 
     fn rows(bytes: &[u8], container: Container) -> Result<Vec<Result<Row, &'static str>>, DataError> {
         let mut out = Vec::new();
-        for_each_row(bytes, container, Path::new("x"), &mut |r| out.push(r.map_err(|p| p.kind())))?;
+        for_each_row(bytes, container, Path::new("x"), &mut |r| {
+            out.push(r.map_err(|p| p.kind()))
+        })?;
         Ok(out)
     }
 
     #[test]
     fn the_same_rows_in_every_container() {
         let json = rows(br#"[{"image":"a.jpg","caption":"x, y"}]"#, Container::Json).unwrap();
-        assert_eq!(rows(b"{\"image\":\"a.jpg\",\"caption\":\"x, y\"}\r\n\n", Container::JsonLines).unwrap(), json);
-        assert_eq!(rows(b"\xef\xbb\xbfimage,caption\na.jpg,\"x, y\"\n", Container::Csv).unwrap(), json);
-        assert_eq!(rows(b"image\tcaption\na.jpg\tx, y\n", Container::Tsv).unwrap(), json);
+        assert_eq!(
+            rows(
+                b"{\"image\":\"a.jpg\",\"caption\":\"x, y\"}\r\n\n",
+                Container::JsonLines
+            )
+            .unwrap(),
+            json
+        );
+        assert_eq!(
+            rows(b"\xef\xbb\xbfimage,caption\na.jpg,\"x, y\"\n", Container::Csv).unwrap(),
+            json
+        );
+        assert_eq!(
+            rows(b"image\tcaption\na.jpg\tx, y\n", Container::Tsv).unwrap(),
+            json
+        );
     }
 
     #[test]
@@ -227,20 +278,33 @@ mod tests {
 
     #[test]
     fn bad_rows_do_not_cost_their_neighbours() {
-        let got = rows(b"[{\"caption\":\"a\xff\"},{\"caption\":\"b\"},7]", Container::Json).unwrap();
+        let got = rows(
+            b"[{\"caption\":\"a\xff\"},{\"caption\":\"b\"},7]",
+            Container::Json,
+        )
+        .unwrap();
         assert_eq!(got[0], Err("not_utf8"));
         assert_eq!(got[1].as_ref().unwrap()["caption"], "b");
         assert_eq!(got[2], Err("bad_record"));
         let got = rows(b"{\"a\":1}\n{\"a\":\n{\"b\":\"\xff\"}\n", Container::JsonLines).unwrap();
-        assert_eq!((got[1].clone(), got[2].clone()), (Err("bad_record"), Err("not_utf8")));
+        assert_eq!(
+            (got[1].clone(), got[2].clone()),
+            (Err("bad_record"), Err("not_utf8"))
+        );
         let got = rows(b"image,caption\na,b\nc\nd,\xff\n", Container::Csv).unwrap();
-        assert_eq!((got[0].is_ok(), got[1].clone(), got[2].clone()), (true, Err("bad_record"), Err("not_utf8")));
+        assert_eq!(
+            (got[0].is_ok(), got[1].clone(), got[2].clone()),
+            (true, Err("bad_record"), Err("not_utf8"))
+        );
     }
 
     #[test]
     fn other_layouts_are_named() {
         for (text, name) in [
-            (r#"{"info":{},"images":[{"id":1}],"annotations":[]}"#, "coco_official"),
+            (
+                r#"{"info":{},"images":[{"id":1}],"annotations":[]}"#,
+                "coco_official",
+            ),
             (r#"{"images":[{"sentences":[]}],"dataset":"coco"}"#, "karpathy"),
             (r#"{"questions":[{"question":"?"}]}"#, "vqa_official"),
         ] {
@@ -249,8 +313,14 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(matches!(rows(b"[{}", Container::Json), Err(DataError::Json { .. })));
-        assert!(matches!(rows(b"[] x", Container::Json), Err(DataError::Json { .. })));
+        assert!(matches!(
+            rows(b"[{}", Container::Json),
+            Err(DataError::Json { .. })
+        ));
+        assert!(matches!(
+            rows(b"[] x", Container::Json),
+            Err(DataError::Json { .. })
+        ));
     }
 
     proptest! {

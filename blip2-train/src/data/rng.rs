@@ -101,7 +101,9 @@ mod tests {
         }
         let chi2: f64 = counts.iter().map(|c| (c - 10_000.0).powi(2) / 10_000.0).sum();
         assert!(chi2 < 22.5, "chi2 {chi2}"); // 6 degrees of freedom, p = 0.001
-        let hits = (0..10_000).filter(|_| rng.weighted(&[1.0, 0.0, 3.0]) == Some(2)).count();
+        let hits = (0..10_000)
+            .filter(|_| rng.weighted(&[1.0, 0.0, 3.0]) == Some(2))
+            .count();
         assert!((7_300..7_700).contains(&hits), "{hits}"); // 7500 +- 4.6 sigma
         assert_eq!(rng.weighted(&[0.0, 0.0]), None);
         assert_eq!(rng.below(0), 0);

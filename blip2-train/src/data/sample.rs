@@ -25,7 +25,11 @@ impl ImageSource {
             Self::Path(path) => {
                 let size = std::fs::metadata(&path).map_err(Problem::io)?.len();
                 if size > limit {
-                    return Err(Problem::TooLarge { member: "image".into(), bytes: size, limit });
+                    return Err(Problem::TooLarge {
+                        member: "image".into(),
+                        bytes: size,
+                        limit,
+                    });
                 }
                 std::fs::read(&path).map_err(Problem::io)
             }
@@ -38,7 +42,9 @@ impl ImageSource {
 pub struct Answer {
     /// The answer as written in the annotations.
     pub text: String,
-    /// count of this answer / number of answers.
+    /// Annotators who gave it.
+    pub count: u32,
+    /// `count` / number of answers.
     pub weight: f32,
 }
 
@@ -59,7 +65,7 @@ pub struct Question {
 
 /// Distinct answers with weight count / total, in order of first appearance.
 pub fn weigh_answers<S: AsRef<str>>(answers: &[S]) -> Vec<Answer> {
-    let mut out: Vec<(String, usize)> = Vec::new();
+    let mut out: Vec<(String, u32)> = Vec::new();
     for answer in answers {
         let answer = answer.as_ref();
         match out.iter_mut().find(|(text, _)| text == answer) {
@@ -68,7 +74,7 @@ pub fn weigh_answers<S: AsRef<str>>(answers: &[S]) -> Vec<Answer> {
         }
     }
     let total = answers.len() as f32;
-    out.into_iter().map(|(text, count)| Answer { text, weight: count as f32 / total }).collect()
+    out.into_iter().map(|(text, count)| Answer { text, count, weight: count as f32 / total }).collect()
 }
 
 /// One example before decoding.
@@ -169,8 +175,10 @@ impl Problem {
 
     /// Checks that `bytes` are UTF-8.
     pub fn utf8<'a>(member: &str, bytes: &'a [u8]) -> Result<&'a str, Self> {
-        std::str::from_utf8(bytes)
-            .map_err(|e| Self::NotUtf8 { member: member.to_owned(), at: e.valid_up_to() })
+        std::str::from_utf8(bytes).map_err(|e| Self::NotUtf8 {
+            member: member.to_owned(),
+            at: e.valid_up_to(),
+        })
     }
 
     /// A short stable name to count by.
@@ -377,16 +385,25 @@ mod tests {
 
     #[test]
     fn answer_weights_are_shares() {
-        let weighed = weigh_answers(&["yes", "no", "yes", "yes", "maybe", "no", "yes", "yes", "yes", "yes"]);
+        let weighed = weigh_answers(&[
+            "yes", "no", "yes", "yes", "maybe", "no", "yes", "yes", "yes", "yes",
+        ]);
         let pairs: Vec<(&str, f32)> = weighed.iter().map(|a| (a.text.as_str(), a.weight)).collect();
         assert_eq!(pairs, [("yes", 0.7), ("no", 0.2), ("maybe", 0.1)]);
-        assert_eq!(weigh_answers(&["cat"]), [Answer { text: "cat".into(), weight: 1.0 }]);
+        assert_eq!(weigh_answers(&["cat"]), [Answer { text: "cat".into(), count: 1, weight: 1.0 }]);
         assert!(weigh_answers::<&str>(&[]).is_empty());
     }
 
     #[test]
     fn skip_message_names_shard_and_key() {
-        let skip = Skipped { shard: "a.tar".into(), key: "x7".into(), problem: Problem::MissingCaption };
-        assert_eq!(skip.to_string(), "a.tar: sample `x7`: no caption, or only white space");
+        let skip = Skipped {
+            shard: "a.tar".into(),
+            key: "x7".into(),
+            problem: Problem::MissingCaption,
+        };
+        assert_eq!(
+            skip.to_string(),
+            "a.tar: sample `x7`: no caption, or only white space"
+        );
     }
 }

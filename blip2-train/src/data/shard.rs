@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::sample::{DataError, Sample, Skipped};
-use super::webdataset::{AnyTarShard, TarFields};
 #[cfg(feature = "parquet")]
 use super::parquet::{ParquetFields, ParquetShard};
+use super::sample::{DataError, Sample, Skipped};
+use super::webdataset::{AnyTarShard, TarFields};
 
 /// Shards of one data set and how to read them.
 #[derive(Clone, Debug)]
@@ -41,7 +41,11 @@ impl ShardSet {
         let path = &self.paths[index];
         #[cfg(feature = "parquet")]
         if is_parquet(path) {
-            return Ok(ShardReader::Parquet(ParquetShard::open(path, &self.parquet, position)?));
+            return Ok(ShardReader::Parquet(ParquetShard::open(
+                path,
+                &self.parquet,
+                position,
+            )?));
         }
         Ok(ShardReader::Tar(AnyTarShard::open(path, &self.tar, position)?))
     }
@@ -54,7 +58,10 @@ pub fn is_shard(path: &Path) -> bool {
 }
 
 fn is_parquet(path: &Path) -> bool {
-    cfg!(feature = "parquet") && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
+    cfg!(feature = "parquet")
+        && path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
 }
 
 /// An open shard.

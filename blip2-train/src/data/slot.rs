@@ -57,7 +57,17 @@ impl Slot {
     /// Worker `worker` of the `workers` of this process, number `number` of `slots` over all processes.
     pub fn new(start: SlotCursor, worker: u64, workers: u64, number: u64, slots: u64) -> Self {
         let (window, filled, reader) = (Vec::new(), false, None);
-        Self { number, slots, worker, workers, start, next: start, window, filled, reader }
+        Self {
+            number,
+            slots,
+            worker,
+            workers,
+            start,
+            next: start,
+            window,
+            filled,
+            reader,
+        }
     }
 
     pub fn next_sample(&mut self, shared: &Shared) -> Result<Option<Passed>, DataError> {
@@ -68,7 +78,9 @@ impl Slot {
             self.start = self.next;
             self.fill(shared)?;
         }
-        let Some(entry) = self.window.get_mut(self.start.taken as usize) else { return Ok(None) };
+        let Some(entry) = self.window.get_mut(self.start.taken as usize) else {
+            return Ok(None);
+        };
         let passed = entry.take();
         self.start.taken += 1;
         Ok(passed)
@@ -78,11 +90,16 @@ impl Slot {
     fn fill(&mut self, shared: &Shared) -> Result<(), DataError> {
         self.window.clear();
         self.filled = true;
-        let mut at = SlotCursor { taken: 0, ..self.start };
+        let mut at = SlotCursor {
+            taken: 0,
+            ..self.start
+        };
         let size = self.window_size(shared.order);
         let mut barren = 0; // shards in a row without a sample; drawing from empty ones would never end
         while (self.window.len() as u64) < size && barren <= 4 * shared.list.len() {
-            let Some(shard) = self.shard_at(shared, at.shard) else { break };
+            let Some(shard) = self.shard_at(shared, at.shard) else {
+                break;
+            };
             let by_sample = shared.order.split_by == SplitBy::Sample && !shared.order.resample;
             let wanted = !by_sample || at.ordinal % self.slots == self.number;
             let got = match &mut self.reader {
@@ -90,10 +107,21 @@ impl Slot {
                 closed => match shared.set.open(shard, at.offset) {
                     Ok(reader) => closed.insert(reader).next_sample(wanted),
                     // A shard that vanished costs its samples, not the run. Standard input is read once or never.
-                    Err(error @ (DataError::StdinReread | DataError::MissingColumn { .. })) => return Err(error),
+                    Err(error @ (DataError::StdinReread | DataError::MissingColumn { .. })) => {
+                        return Err(error);
+                    }
                     Err(error) => {
-                        self.push(wanted.then(|| Err(unreadable(shared.set, shard, error))), shared, &at);
-                        at = SlotCursor { shard: at.shard + 1, offset: 0, ordinal: at.ordinal + 1, ..at };
+                        self.push(
+                            wanted.then(|| Err(unreadable(shared.set, shard, error))),
+                            shared,
+                            &at,
+                        );
+                        at = SlotCursor {
+                            shard: at.shard + 1,
+                            offset: 0,
+                            ordinal: at.ordinal + 1,
+                            ..at
+                        };
                         continue;
                     }
                 },
@@ -102,7 +130,11 @@ impl Slot {
                 None => {
                     self.reader = None;
                     barren += 1;
-                    at = SlotCursor { shard: at.shard + 1, offset: 0, ..at };
+                    at = SlotCursor {
+                        shard: at.shard + 1,
+                        offset: 0,
+                        ..at
+                    };
                 }
                 Some(sample) => {
                     let sample = if wanted { sample.transpose() } else { None };
@@ -113,7 +145,10 @@ impl Slot {
                 }
             }
         }
-        self.next = SlotCursor { window: at.window + 1, ..at };
+        self.next = SlotCursor {
+            window: at.window + 1,
+            ..at
+        };
         if shared.order.shuffle {
             let key = [shared.epoch, self.number, self.start.window];
             KeyedRng::numbered(shared.order.seed, "buffer", &key).shuffle(&mut self.window);
@@ -125,8 +160,13 @@ impl Slot {
     }
 
     fn push(&mut self, sample: Option<Result<Sample, Skipped>>, shared: &Shared, at: &SlotCursor) {
-        let pass = if shared.order.resample { at.shard * self.slots + self.number } else { shared.epoch };
-        self.window.extend(sample.map(|sample| Some(Passed { pass, sample })));
+        let pass = if shared.order.resample {
+            at.shard * self.slots + self.number
+        } else {
+            shared.epoch
+        };
+        self.window
+            .extend(sample.map(|sample| Some(Passed { pass, sample })));
     }
 
     fn shard_at(&self, shared: &Shared, place: u64) -> Option<usize> {
@@ -151,7 +191,11 @@ impl Slot {
             return 1;
         }
         let full = u64::from(order.buffer).div_ceil(self.workers).max(1);
-        if self.start.window == 0 { (full * (self.worker + 1)).div_ceil(self.workers) } else { full }
+        if self.start.window == 0 {
+            (full * (self.worker + 1)).div_ceil(self.workers)
+        } else {
+            full
+        }
     }
 
     /// A drained buffer need not be read again.
@@ -166,5 +210,9 @@ fn unreadable(set: &ShardSet, shard: usize, error: DataError) -> Skipped {
         DataError::Io { source, .. } => Problem::io(source),
         other => Problem::io(std::io::Error::other(other)),
     };
-    Skipped { shard: set.paths[shard].to_string_lossy().into(), key: String::new(), problem }
+    Skipped {
+        shard: set.paths[shard].to_string_lossy().into(),
+        key: String::new(),
+        problem,
+    }
 }

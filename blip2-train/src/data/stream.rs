@@ -39,7 +39,11 @@ pub struct Split {
 
 impl Default for Split {
     fn default() -> Self {
-        Self { rank: 0, world: 1, workers: 1 }
+        Self {
+            rank: 0,
+            world: 1,
+            workers: 1,
+        }
     }
 }
 
@@ -74,7 +78,13 @@ pub struct Order {
 
 impl Default for Order {
     fn default() -> Self {
-        Self { seed: 42, shuffle: true, buffer: 1000, resample: false, split_by: SplitBy::Auto }
+        Self {
+            seed: 42,
+            shuffle: true,
+            buffer: 1000,
+            resample: false,
+            split_by: SplitBy::Auto,
+        }
     }
 }
 
@@ -113,8 +123,20 @@ impl SourceStream {
             Data::Rows(_) => (order, 0),
             Data::Shards(set) => resolve(set.paths.len() as u64, split, order),
         };
-        let cursor = SourceCursor { epoch, turn: 0, handed_out: 0, slots: vec![SlotCursor::default(); slots as usize] };
-        let mut stream = Self { data, split, order, cursor: cursor.clone(), slots: Vec::new(), list: Arc::default() };
+        let cursor = SourceCursor {
+            epoch,
+            turn: 0,
+            handed_out: 0,
+            slots: vec![SlotCursor::default(); slots as usize],
+        };
+        let mut stream = Self {
+            data,
+            split,
+            order,
+            cursor: cursor.clone(),
+            slots: Vec::new(),
+            list: Arc::default(),
+        };
         stream.restore(cursor);
         stream
     }
@@ -138,13 +160,21 @@ impl SourceStream {
 
     /// Position after the last sample handed out.
     pub fn cursor(&self) -> SourceCursor {
-        SourceCursor { slots: self.slots.iter().map(Slot::cursor).collect(), ..self.cursor }
+        SourceCursor {
+            slots: self.slots.iter().map(Slot::cursor).collect(),
+            ..self.cursor
+        }
     }
 
     /// Goes to the beginning of `epoch`.
     pub fn start_epoch(&mut self, epoch: u64) {
         let slots = vec![SlotCursor::default(); self.slots.len()];
-        self.restore(SourceCursor { epoch, turn: 0, handed_out: 0, slots });
+        self.restore(SourceCursor {
+            epoch,
+            turn: 0,
+            handed_out: 0,
+            slots,
+        });
     }
 
     /// Epoch in work.
@@ -176,15 +206,26 @@ impl SourceStream {
         let passed = match &self.data {
             Data::Rows(set) => {
                 let place = self.cursor.handed_out * u64::from(self.split.world) + u64::from(self.split.rank);
-                let row = self.list.get(place as usize).and_then(|&row| set.sample(row as usize));
-                row.map(|sample| Passed { pass: self.cursor.epoch, sample })
+                let row = self
+                    .list
+                    .get(place as usize)
+                    .and_then(|&row| set.sample(row as usize));
+                row.map(|sample| Passed {
+                    pass: self.cursor.epoch,
+                    sample,
+                })
             }
             Data::Shards(set) => {
                 let mut found = None;
                 let count = self.slots.len() as u32;
                 for step in 0..count {
                     let at = (self.cursor.turn + step) % count;
-                    let shared = Shared { set, order: &self.order, list: &self.list, epoch: self.cursor.epoch };
+                    let shared = Shared {
+                        set,
+                        order: &self.order,
+                        list: &self.list,
+                        epoch: self.cursor.epoch,
+                    };
                     if let Some(passed) = self.slots[at as usize].next_sample(&shared)? {
                         self.cursor.turn = (at + 1) % count;
                         found = Some(passed);
@@ -210,7 +251,11 @@ fn resolve(shards: u64, split: Split, order: Order) -> (Order, u32) {
         given => given,
     };
     // dealing by sample, a second worker would only read everything once more
-    let workers = if split_by == SplitBy::Sample && !order.resample { 1 } else { workers };
+    let workers = if split_by == SplitBy::Sample && !order.resample {
+        1
+    } else {
+        workers
+    };
     (Order { split_by, ..order }, workers as u32)
 }
 
@@ -221,7 +266,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn keys(stream: &mut SourceStream, n: usize) -> Vec<String> {
-        let next = || stream.next_sample().unwrap().map(|p| p.sample.unwrap().captions[0].clone());
+        let next = || {
+            stream
+                .next_sample()
+                .unwrap()
+                .map(|p| p.sample.unwrap().captions[0].clone())
+        };
         std::iter::from_fn(next).take(n).collect()
     }
 
@@ -230,13 +280,23 @@ mod tests {
         let (_dir, set) = numbered_shards(&[10, 10, 10, 10], false);
         let data = Data::Shards(Arc::new(set));
         let run = |seed, epoch| {
-            let order = Order { seed, buffer: 8, ..Order::default() };
-            keys(&mut SourceStream::new(data.clone(), Split::default(), order, epoch), 99)
+            let order = Order {
+                seed,
+                buffer: 8,
+                ..Order::default()
+            };
+            keys(
+                &mut SourceStream::new(data.clone(), Split::default(), order, epoch),
+                99,
+            )
         };
         assert_eq!(run(1, 0), run(1, 0));
         assert_ne!(run(1, 0), run(1, 1));
         assert_ne!(run(1, 0), run(2, 0));
-        let plain = Order { shuffle: false, ..Order::default() };
+        let plain = Order {
+            shuffle: false,
+            ..Order::default()
+        };
         let all = keys(&mut SourceStream::new(data, Split::default(), plain, 0), 99);
         assert_eq!(all, (0..40).map(|i| i.to_string()).collect::<Vec<_>>());
     }
@@ -244,26 +304,46 @@ mod tests {
     #[test]
     fn resampling_draws_with_replacement_without_end() {
         let (_dir, set) = numbered_shards(&[3, 3, 3], false);
-        let order = Order { resample: true, buffer: 4, ..Order::default() };
+        let order = Order {
+            resample: true,
+            buffer: 4,
+            ..Order::default()
+        };
         let mut stream = SourceStream::new(Data::Shards(Arc::new(set)), Split::default(), order, 0);
         let drawn = keys(&mut stream, 300);
         let mut counts = [0; 9];
-        drawn.iter().for_each(|k| counts[k.parse::<usize>().unwrap()] += 1);
+        drawn
+            .iter()
+            .for_each(|k| counts[k.parse::<usize>().unwrap()] += 1);
         // 100 shards drawn from 3: each 33 +- 3 sigma
         assert!(counts.iter().all(|c| (19..=48).contains(c)), "{counts:?}");
         let (_dir, set) = numbered_shards(&[0, 0], false);
-        assert!(keys(&mut SourceStream::new(Data::Shards(Arc::new(set)), Split::default(), order, 0), 1).is_empty());
+        assert!(
+            keys(
+                &mut SourceStream::new(Data::Shards(Arc::new(set)), Split::default(), order, 0),
+                1
+            )
+            .is_empty()
+        );
     }
 
     #[test]
     fn a_shard_that_vanishes_costs_only_its_samples() {
         let (dir, set) = numbered_shards(&[2, 2, 2], false);
         std::fs::remove_file(dir.path().join("1.tar")).unwrap();
-        let order = Order { shuffle: false, ..Order::default() };
+        let order = Order {
+            shuffle: false,
+            ..Order::default()
+        };
         let mut stream = SourceStream::new(Data::Shards(Arc::new(set)), Split::default(), order, 0);
         let mut got = Vec::new();
         while let Some(passed) = stream.next_sample().unwrap() {
-            got.push(passed.sample.map(|s| s.captions[0].clone()).map_err(|s| s.problem.kind()));
+            got.push(
+                passed
+                    .sample
+                    .map(|s| s.captions[0].clone())
+                    .map_err(|s| s.problem.kind()),
+            );
         }
         let ok = |s: &str| Ok(s.to_owned());
         assert_eq!(got, [ok("0"), ok("1"), Err("io"), ok("4"), ok("5")]);

@@ -54,7 +54,11 @@ impl Seekable {
     /// Reads `file` from its start.
     pub fn new(file: File) -> io::Result<Self> {
         let len = file.metadata()?.len();
-        Ok(Self { file: BufReader::with_capacity(64 * 1024, file), at: 0, len })
+        Ok(Self {
+            file: BufReader::with_capacity(64 * 1024, file),
+            at: 0,
+            len,
+        })
     }
 }
 
@@ -102,12 +106,20 @@ pub struct TarMembers<R> {
 impl<R: Skip> TarMembers<R> {
     /// Starts at `offset`, which must be a member border as given by [`Member::offset`] (0 for the first).
     pub fn new(input: R, offset: u64) -> Self {
-        Self { input, at: 0, start: offset, found_ahead: None, ended: false }
+        Self {
+            input,
+            at: 0,
+            start: offset,
+            found_ahead: None,
+            ended: false,
+        }
     }
 
     /// Offset of the next block to read.
     pub fn position(&self) -> u64 {
-        self.found_ahead.as_ref().map_or(self.at.max(self.start), |(_, offset)| *offset)
+        self.found_ahead
+            .as_ref()
+            .map_or(self.at.max(self.start), |(_, offset)| *offset)
     }
 
     /// The next regular file; `None` at the end. After an error of kind `CorruptHeader` reading can go on.
@@ -117,7 +129,9 @@ impl<R: Skip> TarMembers<R> {
         let mut first: Option<u64> = None;
         let mut zeros = false;
         loop {
-            let Some((block, offset)) = self.next_block()? else { return Ok(None) };
+            let Some((block, offset)) = self.next_block()? else {
+                return Ok(None);
+            };
             if block.iter().all(|&b| b == 0) {
                 if zeros {
                     self.ended = true;
@@ -143,14 +157,22 @@ impl<R: Skip> TarMembers<R> {
                     for (key, value) in pax_records(&record) {
                         match key {
                             b"path" => long_name = Some(value.to_vec()),
-                            b"size" => pax_size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()),
+                            b"size" => {
+                                pax_size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok())
+                            }
                             _ => {}
                         }
                     }
                 }
                 EntryType::Regular | EntryType::Continuous => {
-                    let name = long_name.take().unwrap_or_else(|| header.path_bytes().into_owned());
-                    return Ok(Some(Member { name, offset: first_offset, size: pax_size.unwrap_or(stored) }));
+                    let name = long_name
+                        .take()
+                        .unwrap_or_else(|| header.path_bytes().into_owned());
+                    return Ok(Some(Member {
+                        name,
+                        offset: first_offset,
+                        size: pax_size.unwrap_or(stored),
+                    }));
                 }
                 _ => {
                     // links, folders, devices, global headers: nothing to read
@@ -183,7 +205,12 @@ impl<R: Skip> TarMembers<R> {
     fn read_exact_padded(&mut self, size: u64) -> Result<Vec<u8>, Problem> {
         // grows with what is really there, so a false size cannot reserve memory
         let mut body = Vec::with_capacity(size.min(1 << 20) as usize);
-        let got = self.input.by_ref().take(size).read_to_end(&mut body).map_err(|e| self.failed(e))? as u64;
+        let got = self
+            .input
+            .by_ref()
+            .take(size)
+            .read_to_end(&mut body)
+            .map_err(|e| self.failed(e))? as u64;
         self.at += got;
         if got < size {
             return Err(self.truncated());
@@ -247,10 +274,18 @@ impl<R: Skip> TarMembers<R> {
             match self.next_block() {
                 Ok(Some((block, offset))) if &block[257..262] == b"ustar" && valid_checksum(&block) => {
                     self.found_ahead = Some((block, offset));
-                    return Problem::CorruptHeader { at: bad, skipped: offset - bad };
+                    return Problem::CorruptHeader {
+                        at: bad,
+                        skipped: offset - bad,
+                    };
                 }
                 Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return Problem::CorruptHeader { at: bad, skipped: self.at - bad },
+                Ok(None) | Err(_) => {
+                    return Problem::CorruptHeader {
+                        at: bad,
+                        skipped: self.at - bad,
+                    };
+                }
             }
         }
     }
@@ -262,8 +297,14 @@ fn padded(size: u64) -> u64 {
 }
 
 fn valid_checksum(block: &[u8; 512]) -> bool {
-    let Ok(stored) = Header::from_byte_slice(block).cksum() else { return false };
-    let sum: u32 = block.iter().enumerate().map(|(i, &b)| u32::from(if (148..156).contains(&i) { b' ' } else { b })).sum();
+    let Ok(stored) = Header::from_byte_slice(block).cksum() else {
+        return false;
+    };
+    let sum: u32 = block
+        .iter()
+        .enumerate()
+        .map(|(i, &b)| u32::from(if (148..156).contains(&i) { b' ' } else { b }))
+        .sum();
     sum == stored
 }
 
@@ -271,7 +312,12 @@ fn valid_checksum(block: &[u8; 512]) -> bool {
 fn pax_records(mut data: &[u8]) -> Vec<(&[u8], &[u8])> {
     let mut out = Vec::new();
     while let Some(space) = data.iter().position(|&b| b == b' ') {
-        let Some(len) = std::str::from_utf8(&data[..space]).ok().and_then(|s| s.parse::<usize>().ok()) else { break };
+        let Some(len) = std::str::from_utf8(&data[..space])
+            .ok()
+            .and_then(|s| s.parse::<usize>().ok())
+        else {
+            break;
+        };
         if len > data.len() || len <= space + 1 || data[len - 1] != b'\n' {
             break;
         }
@@ -324,7 +370,9 @@ mod tests {
     #[test]
     fn pax_path_and_size_are_read() {
         let mut builder = tar::Builder::new(Vec::new());
-        builder.append_pax_extensions([("path", b"weird/\xc3\xa9.png" as &[u8]), ("size", b"3")]).unwrap();
+        builder
+            .append_pax_extensions([("path", b"weird/\xc3\xa9.png" as &[u8]), ("size", b"3")])
+            .unwrap();
         let mut header = Header::new_ustar();
         header.set_path("short").unwrap();
         header.set_size(3);
@@ -340,7 +388,10 @@ mod tests {
         let mut data = archive(&[("a.jpg", &[1; 600]), ("b.jpg", &[2; 600]), ("c.jpg", &[3; 600])]);
         data[512 + 1024 + 10] ^= 0xff; // in b's header
         let (files, problems) = walk(&data, 0);
-        assert_eq!(files.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(), ["a.jpg", "c.jpg"]);
+        assert_eq!(
+            files.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(),
+            ["a.jpg", "c.jpg"]
+        );
         assert_eq!(problems, ["corrupt_header"]);
     }
 

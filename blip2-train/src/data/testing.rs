@@ -28,12 +28,16 @@ pub fn numbered_shards(sizes: &[usize], gzip: bool) -> (tempfile::TempDir, Shard
             for (extension, body) in [("jpg", "x".to_owned()), ("txt", number.to_string())] {
                 let mut header = tar::Header::new_gnu();
                 header.set_size(body.len() as u64);
-                builder.append_data(&mut header, format!("k{number}.{extension}"), body.as_bytes()).unwrap();
+                builder
+                    .append_data(&mut header, format!("k{number}.{extension}"), body.as_bytes())
+                    .unwrap();
             }
             number += 1;
         }
         let mut bytes = builder.into_inner().unwrap();
-        let path = dir.path().join(format!("{i}.tar{}", if gzip { ".gz" } else { "" }));
+        let path = dir
+            .path()
+            .join(format!("{i}.tar{}", if gzip { ".gz" } else { "" }));
         if gzip {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             std::io::Write::write_all(&mut encoder, &bytes).unwrap();
@@ -49,13 +53,17 @@ pub fn numbered_shards(sizes: &[usize], gzip: bool) -> (tempfile::TempDir, Shard
 
 /// `n` rows whose caption is their number.
 pub fn rows(n: usize) -> Arc<AnnotationSet> {
-    let lines: String = (0..n).map(|i| format!("{{\"image\":\"x.jpg\",\"caption\":\"{i}\"}}\n")).collect();
+    let lines: String = (0..n)
+        .map(|i| format!("{{\"image\":\"x.jpg\",\"caption\":\"{i}\"}}\n"))
+        .collect();
     Arc::new(AnnotationSet::from_bytes(lines.as_bytes(), None, &AnnotationConfig::new("r.jsonl")).unwrap())
 }
 
 /// A PNG of noise-free colours.
 pub fn png(width: u32, height: u32) -> Vec<u8> {
-    let image = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+    let image = image::RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([x as u8, y as u8, (x * y) as u8])
+    });
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
     bytes.into_inner()
@@ -74,7 +82,10 @@ pub fn picture_shards(sizes: &[usize], set: usize) -> (tempfile::TempDir, ShardS
                 bytes.truncate(bytes.len() / 2);
             }
             files.push((format!("s{set}-{number}.png"), bytes));
-            files.push((format!("s{set}-{number}.txt"), format!("{set} {number}").into_bytes()));
+            files.push((
+                format!("s{set}-{number}.txt"),
+                format!("{set} {number}").into_bytes(),
+            ));
             number += 1;
         }
         let files: Vec<(&str, &[u8])> = files.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();

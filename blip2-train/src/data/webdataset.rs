@@ -48,7 +48,10 @@ impl Default for TarFields {
 
 impl TarFields {
     fn wants(&self, extension: &str) -> bool {
-        [&self.image, &self.text, &self.json].into_iter().flatten().any(|e| e == extension)
+        [&self.image, &self.text, &self.json]
+            .into_iter()
+            .flatten()
+            .any(|e| e == extension)
     }
 }
 
@@ -62,7 +65,10 @@ pub fn key_and_extension(path: &[u8]) -> Option<(&[u8], String)> {
     if name.is_empty() || (path.starts_with(b"__") && path.ends_with(b"__")) {
         return None;
     }
-    Some((key, String::from_utf8_lossy(&path[dot + 1..]).to_ascii_lowercase()))
+    Some((
+        key,
+        String::from_utf8_lossy(&path[dot + 1..]).to_ascii_lowercase(),
+    ))
 }
 
 /// Members that belong to one sample.
@@ -92,7 +98,10 @@ impl AnyTarShard {
     /// Standard input opens once per process.
     pub fn open(path: &Path, fields: &TarFields, offset: u64) -> Result<Self, DataError> {
         static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
-        let failed = |e| DataError::Io { path: path.to_owned(), source: e };
+        let failed = |e| DataError::Io {
+            path: path.to_owned(),
+            source: e,
+        };
         let name = path.to_string_lossy();
         let input: Box<dyn Skip + Send> = if name == "-" {
             if STDIN_TAKEN.swap(true, Ordering::SeqCst) {
@@ -105,7 +114,10 @@ impl AnyTarShard {
             let read = file.read(&mut magic).map_err(failed)?;
             io::Seek::rewind(&mut file).map_err(failed)?;
             if magic[..read] == [0x1f, 0x8b] {
-                Box::new(Sequential(MultiGzDecoder::new(BufReader::with_capacity(256 << 10, file))))
+                Box::new(Sequential(MultiGzDecoder::new(BufReader::with_capacity(
+                    256 << 10,
+                    file,
+                ))))
             } else {
                 Box::new(Seekable::new(file).map_err(failed)?)
             }
@@ -117,12 +129,20 @@ impl AnyTarShard {
 impl<R: Skip> TarShard<R> {
     /// Reads `input` from byte `offset`, a position given by [`TarShard::position`] (0 for the start).
     pub fn new(input: R, shard: Arc<str>, fields: TarFields, offset: u64) -> Self {
-        Self { tar: TarMembers::new(input, offset), shard, fields, ahead: None, pending: None }
+        Self {
+            tar: TarMembers::new(input, offset),
+            shard,
+            fields,
+            ahead: None,
+            pending: None,
+        }
     }
 
     /// Byte offset at which the next sample starts.
     pub fn position(&self) -> u64 {
-        self.ahead.as_ref().map_or_else(|| self.tar.position(), |m| m.offset)
+        self.ahead
+            .as_ref()
+            .map_or_else(|| self.tar.position(), |m| m.offset)
     }
 
     /// The next group; with `wanted` false its bodies are passed over, which costs a seek each in a plain file.
@@ -156,20 +176,29 @@ impl<R: Skip> TarShard<R> {
                 }
                 continue;
             };
-            let current = group.get_or_insert_with(|| Group { key: key.to_vec(), members: Vec::new() });
+            let current = group.get_or_insert_with(|| Group {
+                key: key.to_vec(),
+                members: Vec::new(),
+            });
             if current.key != key || extensions.contains(&extension) {
                 self.ahead = Some(member);
                 break;
             }
             let limit = self.fields.member_bytes;
             if extensions.len() >= self.fields.members {
-                problem = problem.or(Some(Problem::TooManyMembers { limit: self.fields.members }));
+                problem = problem.or(Some(Problem::TooManyMembers {
+                    limit: self.fields.members,
+                }));
             } else {
                 extensions.push(extension.clone());
             }
             if !self.fields.wants(&extension) || !wanted || problem.is_some() || member.size > limit {
                 if self.fields.wants(&extension) && member.size > limit {
-                    problem = problem.or(Some(Problem::TooLarge { member: extension, bytes: member.size, limit }));
+                    problem = problem.or(Some(Problem::TooLarge {
+                        member: extension,
+                        bytes: member.size,
+                        limit,
+                    }));
                 }
                 if let Err(damage) = self.tar.skip_body(&member) {
                     problem = problem.or(Some(damage));
@@ -196,16 +225,26 @@ impl<R: Skip> TarShard<R> {
             Err(skipped) => return Some(Err(skipped)),
         };
         let key = group.key.clone();
-        Some(self.sample(group).map(Some).map_err(|problem| self.skipped(&key, problem)))
+        Some(
+            self.sample(group)
+                .map(Some)
+                .map_err(|problem| self.skipped(&key, problem)),
+        )
     }
 
     fn skipped(&self, key: &[u8], problem: Problem) -> Skipped {
-        Skipped { shard: self.shard.clone(), key: String::from_utf8_lossy(key).into_owned(), problem }
+        Skipped {
+            shard: self.shard.clone(),
+            key: String::from_utf8_lossy(key).into_owned(),
+            problem,
+        }
     }
 
     fn sample(&self, mut group: Group) -> Result<Sample, Problem> {
         let position = |names: &[String], members: &[(String, Vec<u8>)]| {
-            names.iter().find_map(|name| members.iter().position(|(extension, _)| extension == name))
+            names
+                .iter()
+                .find_map(|name| members.iter().position(|(extension, _)| extension == name))
         };
         let mut sample = Sample {
             key: String::from_utf8_lossy(&group.key).into_owned(),
@@ -219,9 +258,16 @@ impl<R: Skip> TarShard<R> {
         if let Some(i) = position(&self.fields.json, &group.members) {
             read_json(&group.members[i].1, &mut sample)?;
         }
-        if let (true, Some(i)) = (sample.captions.is_empty(), position(&self.fields.text, &group.members)) {
+        if let (true, Some(i)) = (
+            sample.captions.is_empty(),
+            position(&self.fields.text, &group.members),
+        ) {
             let text = Problem::utf8("txt", &group.members[i].1)?.trim_start_matches('\u{feff}');
-            sample.captions = [text.trim()].iter().filter(|t| !t.is_empty()).map(|&t| t.to_owned()).collect();
+            sample.captions = [text.trim()]
+                .iter()
+                .filter(|t| !t.is_empty())
+                .map(|&t| t.to_owned())
+                .collect();
         }
         let image = position(&self.fields.image, &group.members).ok_or(Problem::MissingImage)?;
         sample.image = ImageSource::Bytes(group.members.swap_remove(image).1);
@@ -232,7 +278,10 @@ impl<R: Skip> TarShard<R> {
 /// A list of captions, or an object with the lenient field names.
 fn read_json(bytes: &[u8], sample: &mut Sample) -> Result<(), Problem> {
     let text = Problem::utf8("json", bytes)?.trim_start_matches('\u{feff}');
-    let bad = |reason: String| Problem::BadRecord { member: "json".into(), reason };
+    let bad = |reason: String| Problem::BadRecord {
+        member: "json".into(),
+        reason,
+    };
     let format = Format::auto();
     match serde_json::from_str(text).map_err(|e| bad(e.to_string()))? {
         Value::Object(row) => {
@@ -265,7 +314,9 @@ mod tests {
         let mut s = shard(data, TarFields::default(), 0);
         std::iter::from_fn(|| s.next_sample(true))
             .map(|r| match r {
-                Ok(sample) => sample.map(|s| format!("{}:{}", s.key, s.captions.join("|"))).unwrap_or_default(),
+                Ok(sample) => sample
+                    .map(|s| format!("{}:{}", s.key, s.captions.join("|")))
+                    .unwrap_or_default(),
                 Err(skip) => format!("{}!{}", skip.key, skip.problem.kind()),
             })
             .collect()
@@ -279,15 +330,24 @@ mod tests {
         // expected values from webdataset.tariterators.base_plus_ext
         assert_eq!(split("a/b.c/d.seg.PNG"), Some(("a/b.c/d", "seg.png".into())));
         assert_eq!(split("x.jpg"), Some(("x", "jpg".into())));
-        assert_eq!((split("noext"), split("a/.hidden"), split("__m.x__")), (None, None, None));
+        assert_eq!(
+            (split("noext"), split("a/.hidden"), split("__m.x__")),
+            (None, None, None)
+        );
     }
 
     #[test]
     fn captions_from_json_list_object_and_text() {
         let data = tar_bytes(&[
-            ("a.jpg", b"1"), ("a.json", br#"["best","second"]"#), ("a.txt", b"ignored"),
-            ("b.txt", b" from text \n"), ("b.json", br#"{"width":3}"#), ("b.png", b"2"),
-            ("dir/c.webp", b"3"), ("dir/c.json", br#"{"caption":"one"}"#), ("dir/c.npy", b"ignored"),
+            ("a.jpg", b"1"),
+            ("a.json", br#"["best","second"]"#),
+            ("a.txt", b"ignored"),
+            ("b.txt", b" from text \n"),
+            ("b.json", br#"{"width":3}"#),
+            ("b.png", b"2"),
+            ("dir/c.webp", b"3"),
+            ("dir/c.json", br#"{"caption":"one"}"#),
+            ("dir/c.npy", b"ignored"),
         ]);
         assert_eq!(summary(&data), ["a:best|second", "b:from text", "dir/c:one"]);
     }
@@ -295,31 +355,53 @@ mod tests {
     #[test]
     fn each_bad_sample_is_named_and_costs_nothing_else() {
         let mut data = tar_bytes(&[
-            ("a.jpg", b"1"), ("a.txt", b"\xff"),
+            ("a.jpg", b"1"),
+            ("a.txt", b"\xff"),
             ("b.txt", b"no picture"),
-            ("c.jpg", b"1"), ("c.json", b"{"),
+            ("c.jpg", b"1"),
+            ("c.json", b"{"),
             ("d.jpg", b"1"),
-            ("e.jpg", b"1"), ("e.txt", b"ok"),
-            ("f.jpg", b"1"), ("f.txt", b"damaged header"),
-            ("e.jpg", b"1"), ("e.txt", b"same key again"), ("e.txt", b"and again"),
+            ("e.jpg", b"1"),
+            ("e.txt", b"ok"),
+            ("f.jpg", b"1"),
+            ("f.txt", b"damaged header"),
+            ("e.jpg", b"1"),
+            ("e.txt", b"same key again"),
+            ("e.txt", b"and again"),
         ]);
         data[512 * 2 * 9 + 3] ^= 1; // header of f.txt
-        assert_eq!(summary(&data), [
-            "a!not_utf8", "b!missing_image", "c!bad_record", "d:", "e:ok", "f:", "!corrupt_header",
-            "e:same key again", "e!missing_image",
-        ]);
+        assert_eq!(
+            summary(&data),
+            [
+                "a!not_utf8",
+                "b!missing_image",
+                "c!bad_record",
+                "d:",
+                "e:ok",
+                "f:",
+                "!corrupt_header",
+                "e:same key again",
+                "e!missing_image",
+            ]
+        );
     }
 
     #[test]
     fn limits_hold() {
-        let fields = TarFields { member_bytes: 10, members: 3, ..TarFields::default() };
+        let fields = TarFields {
+            member_bytes: 10,
+            members: 3,
+            ..TarFields::default()
+        };
         let many: Vec<(String, &[u8])> = (0..6).map(|i| (format!("b.x{i}"), b"" as &[u8])).collect();
         let mut files: Vec<(&str, &[u8])> = vec![("a.jpg", &[1; 11]), ("a.txt", b"t")];
         files.extend(many.iter().map(|(n, b)| (n.as_str(), *b)));
         files.extend([("c.jpg", b"1" as &[u8]), ("c.npy", &[0; 100])]);
         let data = tar_bytes(&files);
         let mut s = shard(&data, fields, 0);
-        let kinds: Vec<_> = std::iter::from_fn(|| s.next_sample(true)).map(|r| r.map_err(|s| s.problem.kind()).map(|s| s.unwrap().key)).collect();
+        let kinds: Vec<_> = std::iter::from_fn(|| s.next_sample(true))
+            .map(|r| r.map_err(|s| s.problem.kind()).map(|s| s.unwrap().key))
+            .collect();
         assert_eq!(kinds, [Err("too_large"), Err("too_many_members"), Ok("c".into())]);
     }
 

@@ -3,6 +3,8 @@
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
+pub mod local;
+
 /// Why a collective operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,11 +67,7 @@ pub trait Collective<B: Backend> {
     }
 
     /// Whole numbers of all processes in rank order, exact for every `i64`.
-    fn all_gather_ids(
-        &self,
-        ids: &[i64],
-        device: &B::Device,
-    ) -> Result<Vec<i64>, CollectiveError> {
+    fn all_gather_ids(&self, ids: &[i64], device: &B::Device) -> Result<Vec<i64>, CollectiveError> {
         if self.world_size() == 1 {
             return Ok(ids.to_vec());
         }
@@ -119,66 +117,6 @@ impl<B: Backend> Collective<B> for Single {
     }
 }
 
-/// Processes played by threads, for tests: sums in rank order, so results repeat to the bit.
-#[cfg(test)]
-pub(crate) mod threads {
-    use std::sync::{Arc, Barrier, Mutex};
-
-    use super::*;
-
-    pub struct Thread {
-        rank: usize,
-        slots: Arc<Mutex<Vec<Vec<f32>>>>,
-        barrier: Arc<Barrier>,
-    }
-
-    /// Runs `f` on `world` threads and returns their results in rank order.
-    pub fn run<R: Send>(world: usize, f: impl Fn(&Thread) -> R + Sync) -> Vec<R> {
-        let slots = Arc::new(Mutex::new(vec![Vec::new(); world]));
-        let barrier = Arc::new(Barrier::new(world));
-        std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..world)
-                .map(|rank| {
-                    let thread = Thread {
-                        rank,
-                        slots: slots.clone(),
-                        barrier: barrier.clone(),
-                    };
-                    let f = &f;
-                    scope.spawn(move || f(&thread))
-                })
-                .collect();
-            handles.into_iter().map(|h| h.join().unwrap()).collect()
-        })
-    }
-
-    impl<B: Backend> Collective<B> for Thread {
-        fn rank(&self) -> usize {
-            self.rank
-        }
-
-        fn world_size(&self) -> usize {
-            self.slots.lock().unwrap().len()
-        }
-
-        fn all_reduce_sum(&self, values: Tensor<B, 1>) -> Result<Tensor<B, 1>, CollectiveError> {
-            let device = values.device();
-            self.slots.lock().unwrap()[self.rank] = host(values);
-            self.barrier.wait();
-            let sum = {
-                let slots = self.slots.lock().unwrap();
-                let mut sum = vec![0f32; slots[0].len()];
-                for slot in slots.iter() {
-                    sum.iter_mut().zip(slot).for_each(|(s, v)| *s += v);
-                }
-                sum
-            };
-            self.barrier.wait(); // nobody overwrites a slot before all have read
-            Ok(Tensor::from_data(sum.as_slice(), &device))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +125,7 @@ mod tests {
     #[test]
     fn gathers_keep_rank_order_and_every_bit_of_an_id() {
         let device = Default::default();
-        let seen = threads::run(3, |c| {
+        let seen = local::run(3, |c| {
             let rank = Collective::<Flex>::rank(c) as i64;
             let ids = [i64::MIN + rank, -1, 1 << 40 | rank];
             let ids = Collective::<Flex>::all_gather_ids(c, &ids, &device).unwrap();
@@ -196,9 +134,7 @@ mod tests {
             (ids, rows)
         });
         for (ids, rows) in seen {
-            let want: Vec<i64> = (0..3)
-                .flat_map(|r| [i64::MIN + r, -1, 1 << 40 | r])
-                .collect();
+            let want: Vec<i64> = (0..3).flat_map(|r| [i64::MIN + r, -1, 1 << 40 | r]).collect();
             assert_eq!(ids, want);
             assert_eq!(rows, [0.0, 0.5, 1.0, 0.5, 2.0, 0.5]);
         }

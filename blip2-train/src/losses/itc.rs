@@ -90,8 +90,7 @@ pub fn itc<B: Backend>(
                     (0..global).map(move |n| if positive(&n) { share } else { 0.0 })
                 })
                 .collect();
-            let target =
-                Tensor::from_data(TensorData::new(rows, [batch, global]), &sim.device());
+            let target = Tensor::from_data(TensorData::new(rows, [batch, global]), &sim.device());
             soft_cross_entropy(sim.clone(), target, smoothing)
         }
     };
@@ -118,7 +117,8 @@ mod tests {
         let best: f32 = sims.i2t.clone().into_scalar();
         // the better of 0.6 and 1.0; one f32 division
         assert!((best - 1.0 / 0.07).abs() < 1e-5);
-        assert_eq!(scalar(itc(&sims, ItcTargets::Diagonal, 0, 0.1)), 0.0);
+        // one candidate: 0 but for the order of additions in the smoothing, at a logit of 14
+        assert!(scalar(itc(&sims, ItcTargets::Diagonal, 0, 0.1)).abs() < 1e-5);
     }
 
     #[test]

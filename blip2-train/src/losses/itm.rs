@@ -49,21 +49,13 @@ pub fn sample_negatives(
 }
 
 /// One draw from `softmax(row)` with positives at [`HIDDEN`]; `None` if every candidate is a positive.
-fn sample_row(
-    row: &[f32],
-    positive: impl Fn(usize) -> bool,
-    rng: &mut ChaCha8Rng,
-) -> Option<usize> {
+fn sample_row(row: &[f32], positive: impl Fn(usize) -> bool, rng: &mut ChaCha8Rng) -> Option<usize> {
     let u: f64 = rng.random(); // drawn even when unused: the stream does not depend on the batch
     if (0..row.len()).all(&positive) {
         return None;
     }
     let value = |n: usize| {
-        if positive(n) {
-            HIDDEN
-        } else {
-            f64::from(row[n])
-        }
+        if positive(n) { HIDDEN } else { f64::from(row[n]) }
     };
     let max = (0..row.len()).map(value).fold(f64::MIN, f64::max);
     let weights: Vec<f64> = (0..row.len()).map(|n| (value(n) - max).exp()).collect();

@@ -9,11 +9,7 @@ use super::{IGNORE, cross_entropy, select_rows, valid_targets};
 /// `sum over targets of -log p(labels[b, t]) / normaliser`, no smoothing. Returns `[1]`.
 ///
 /// `logits [B, T, V]` in f32 where position `t` predicts `labels[t]`; `labels [B, T]`, [`IGNORE`] masks.
-pub fn lm<B: Backend>(
-    logits: Tensor<B, 3>,
-    labels: &[Vec<i64>],
-    normaliser: f64,
-) -> Tensor<B, 1> {
+pub fn lm<B: Backend>(logits: Tensor<B, 3>, labels: &[Vec<i64>], normaliser: f64) -> Tensor<B, 1> {
     let (rows, targets) = valid_targets(labels);
     if rows.is_empty() {
         return logits.sum() * 0.0;

@@ -31,16 +31,10 @@ fn log_sum_exp<B: Backend>(logits: Tensor<B, 2>) -> Tensor<B, 1> {
 /// `lse(z) - (1 - e) z_y - e mean_c z_c`, which is `-(1 - e) log p_y - e mean_c log p_c`.
 ///
 /// `logits [N, C]` in f32, `targets` of length `N`, `smoothing` is `e` in `[0, 1)`. Returns `[N]`.
-pub fn cross_entropy<B: Backend>(
-    logits: Tensor<B, 2>,
-    targets: &[i64],
-    smoothing: f64,
-) -> Tensor<B, 1> {
+pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: &[i64], smoothing: f64) -> Tensor<B, 1> {
     let rows = targets.len();
-    let index = Tensor::<B, 2, Int>::from_data(
-        TensorData::new(targets.to_vec(), [rows, 1]),
-        &logits.device(),
-    );
+    let index =
+        Tensor::<B, 2, Int>::from_data(TensorData::new(targets.to_vec(), [rows, 1]), &logits.device());
     let picked = logits.clone().gather(1, index).squeeze_dim::<1>(1);
     let loss = log_sum_exp(logits.clone()) - picked * (1.0 - smoothing);
     if smoothing == 0.0 {
@@ -128,10 +122,7 @@ mod tests {
 
     #[test]
     fn soft_targets_with_one_hot_rows_equal_hard_targets() {
-        let one_hot = Tensor::from_data(
-            [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]],
-            &Default::default(),
-        );
+        let one_hot = Tensor::from_data([[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]], &Default::default());
         let soft = soft_cross_entropy(logits(), one_hot, 0.1).into_data();
         let hard = cross_entropy(logits(), &[2, 0], 0.1).into_data();
         for (a, b) in soft

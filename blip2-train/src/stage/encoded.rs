@@ -2,6 +2,7 @@
 //! as constants; where it trains, the backward pass stops at the border, the processes add up what each
 //! of them wants from every picture, and the encoder's own backward pass starts from that sum.
 
+use blip2_model::nn::kernels::as_dtype;
 use blip2_model::nn::{Context, Kernels};
 use blip2_model::qformer::Bridge;
 use blip2_model::vision::{AnyEncoder, ImageEncoder};
@@ -32,26 +33,21 @@ pub trait Trainable<B: AutodiffBackend>: AutodiffModule<B> {
         ctx: &Context,
     ) -> Result<Encoded<B>, StageError>;
 
+    /// Path of a parameter in the key tables of the model crate, below `bridge.` or `vision.`.
+    fn engine_path(name: &str) -> String;
+
     /// Last word on gradients before they leave the step.
     fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
 }
 
-/// Frozen encoder with the dtype it computes in.
-#[derive(Clone, Debug)]
-pub struct FrozenEncoder<B: Backend> {
-    /// The encoder.
-    pub encoder: AnyEncoder<B>,
-    /// Dtype of its activations.
-    pub dtype: DType,
-}
-
-impl<B: Kernels> FrozenEncoder<B> {
-    /// Pixels `[B, 3, H, W]` -> tokens `[B, N, C]` in f32.
-    pub fn tokens(&self, pixels: &TensorData, device: &B::Device) -> Tensor<B, 3> {
-        let pixels = Tensor::from_data(pixels.clone(), (device, self.dtype));
-        let tokens = self.encoder.forward(pixels, &Context::eval());
-        tokens.cast(DType::F32)
-    }
+/// Pixels `[B, 3, H, W]` -> tokens `[B, N, C]` of a frozen encoder, in f32.
+pub fn frozen_tokens<B: Kernels>(
+    encoder: &AnyEncoder<B>,
+    pixels: &TensorData,
+    device: &B::Device,
+) -> Tensor<B, 3> {
+    let pixels = Tensor::from_data(pixels.clone(), (device, encoder.compute_dtype()));
+    as_dtype(encoder.forward(pixels, &Context::eval()), DType::F32)
 }
 
 /// Stage 1 and stage 2: the encoder is frozen, on the inner backend.
@@ -60,7 +56,7 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
 {
-    type Encoder = FrozenEncoder<B::InnerBackend>;
+    type Encoder = AnyEncoder<B::InnerBackend>;
 
     fn bridge(&self) -> Bridge<B> {
         self.clone()
@@ -74,13 +70,14 @@ where
         _ctx: &Context,
     ) -> Result<Encoded<B>, StageError> {
         let tokens = match images {
-            Images::Pixels(pixels) => encoder.tokens(pixels, device),
+            Images::Pixels(pixels) => frozen_tokens(encoder, pixels, device),
             Images::Features(tokens) => Tensor::from_data(tokens.clone(), (device, DType::F32)),
         };
-        Ok(Encoded {
-            tokens,
-            graph: None,
-        })
+        Ok(Encoded { tokens, graph: None })
+    }
+
+    fn engine_path(name: &str) -> String {
+        format!("bridge.{name}")
     }
 }
 
@@ -122,6 +119,13 @@ where
         })
     }
 
+    fn engine_path(name: &str) -> String {
+        match name.strip_prefix("encoder.") {
+            Some(rest) => format!("vision.{rest}"),
+            None => name.to_string(),
+        }
+    }
+
     /// The key bias is no parameter of EVA-CLIP: attention does not change with it, its gradient is
     /// rounding noise, and Adam would turn noise into full steps.
     fn adjust_gradients(&self, gradients: &mut Named<B::InnerBackend>) {
@@ -157,10 +161,7 @@ impl<B: AutodiffBackend> Encoded<B> {
     }
 
     /// Crosses the border with the pictures of all processes, `[K, N, C]`.
-    pub fn global(
-        self,
-        collective: &dyn Collective<B::InnerBackend>,
-    ) -> Result<Border<B>, StageError> {
+    pub fn global(self, collective: &dyn Collective<B::InnerBackend>) -> Result<Border<B>, StageError> {
         let [batch, count, width] = self.tokens.dims();
         let rows = collective.all_gather_rows(self.tokens.reshape([batch, count * width]))?;
         let global = rows.dims()[0];
@@ -211,10 +212,7 @@ impl<B: AutodiffBackend> Border<B> {
     ) -> Result<StepOutput<B>, StageError> {
         let mut gradients = Named::new();
         if step.train {
-            let total = losses
-                .iter()
-                .map(|(_, loss)| loss.clone())
-                .reduce(|a, b| a + b);
+            let total = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
             if let Some(total) = total {
                 let mut grads = (total * step.loss_scale).backward();
                 gradients = params::gradients(module, &mut grads);

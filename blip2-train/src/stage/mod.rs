@@ -27,7 +27,9 @@ pub use stage2::{Stage2, Stage2Config};
 #[non_exhaustive]
 pub enum StageError {
     /// The module lacks a part that the stage trains.
-    #[error("the trainable module has no {part}, which {stage} needs; build it with the configuration of that stage")]
+    #[error(
+        "the trainable module has no {part}, which {stage} needs; build it with the configuration of that stage"
+    )]
     MissingPart {
         /// The stage.
         stage: &'static str,
@@ -106,7 +108,10 @@ pub trait Stage<B: AutodiffBackend> {
         step: &StepContext<'_, B>,
     ) -> Result<LossParts<B::InnerBackend>, StageError> {
         let module = module.clone().no_grad();
-        let step = StepContext { train: false, ..*step };
+        let step = StepContext {
+            train: false,
+            ..*step
+        };
         Ok(self.step(&module, batch, &step)?.losses)
     }
 }

@@ -197,11 +197,9 @@ where
         text: &TextBatch,
     ) -> Result<losses::Similarities<B>, StageError> {
         let bridge = parts.bridge;
-        let (Some(vision), Some(language), Some(temp)) = (
-            &bridge.vision_projection,
-            &bridge.text_projection,
-            &bridge.temp,
-        ) else {
+        let (Some(vision), Some(language), Some(temp)) =
+            (&bridge.vision_projection, &bridge.text_projection, &bridge.temp)
+        else {
             return Err(missing("contrastive projections and temperature"));
         };
         if !bridge.qformer.has_text_branch() {
@@ -265,9 +263,7 @@ where
         let again: Vec<usize> = texts.iter().map(|&(b, _)| b).collect();
         let negative: Vec<usize> = images.iter().map(|&(_, n)| n).collect();
         if parts.global == parts.batch {
-            return parts
-                .keys
-                .select(self.index(&[own, negative, again].concat()));
+            return parts.keys.select(self.index(&[own, negative, again].concat()));
         }
         // pictures of other processes: only their tokens are here, so they are projected now
         let mut sets = vec![parts.keys.clone()];

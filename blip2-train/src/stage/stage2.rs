@@ -8,7 +8,7 @@ use blip2_model::nn::kernels::as_dtype;
 use blip2_model::nn::mask::ids_tensor;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::qformer::Bridge;
-use burn::tensor::{DType, Tensor, backend::AutodiffBackend};
+use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
 use super::{Frozen, LmBatch, Stage, StageError, StepContext, StepOutput, Trainable};
@@ -20,17 +20,11 @@ use crate::losses;
 pub struct Stage2Config {
     /// Whether the frozen language model's dropout is active while training, as it is in LAVIS.
     pub llm_dropout: bool,
-    /// Dtype of the language model's activations; `None` takes the dtype of its embeddings.
-    #[serde(skip)]
-    pub llm_dtype: Option<DType>,
 }
 
 impl Default for Stage2Config {
     fn default() -> Self {
-        Self {
-            llm_dropout: true,
-            llm_dtype: None,
-        }
+        Self { llm_dropout: true }
     }
 }
 
@@ -45,12 +39,7 @@ pub struct Stage2<B: AutodiffBackend, M: Trainable<B>, L> {
 
 impl<B: AutodiffBackend, M: Trainable<B>, L> Stage2<B, M, L> {
     /// `encoder` is the frozen encoder, or `()` when it is part of `M`.
-    pub fn new(
-        encoder: M::Encoder,
-        llm: Frozen<L>,
-        config: Stage2Config,
-        device: B::Device,
-    ) -> Self {
+    pub fn new(encoder: M::Encoder, llm: Frozen<L>, config: Stage2Config, device: B::Device) -> Self {
         Self {
             encoder,
             llm,
@@ -130,9 +119,7 @@ where
                 let queries = bridge.queries(count);
                 let [_, length, _] = queries.dims();
                 let ids = ids_tensor(&text.ids, &self.device);
-                let hidden = bridge
-                    .qformer
-                    .multimodal(queries, ids, &text.mask, &keys, ctx);
+                let hidden = bridge.qformer.multimodal(queries, ids, &text.mask, &keys, ctx);
                 hidden.narrow(1, 0, length)
             }
         };
@@ -144,20 +131,15 @@ where
         let [count, length, _] = tokens.dims();
         let mask = PadMask::ones(count, length);
         let Some(text) = &batch.prompt else {
-            let dtype = self.config.llm_dtype;
-            let dtype = dtype.unwrap_or_else(|| {
-                let probe = ids_tensor(&[vec![0]], &self.device);
-                self.llm.embed(probe).dtype()
-            });
+            let probe = self.llm.embed(ids_tensor(&[vec![0]], &self.device));
             return Prompt {
-                embeds: as_dtype(tokens, dtype),
+                embeds: as_dtype(tokens, probe.dtype()),
                 mask,
             };
         };
         let words = self.llm.embed(ids_tensor(&text.ids, &self.device));
-        let dtype = self.config.llm_dtype.unwrap_or(words.dtype());
         Prompt {
-            embeds: Tensor::cat(vec![as_dtype(tokens, dtype), as_dtype(words, dtype)], 1),
+            embeds: Tensor::cat(vec![as_dtype(tokens, words.dtype()), words], 1),
             mask: mask.concat(&text.mask),
         }
     }

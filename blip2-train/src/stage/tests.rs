@@ -10,7 +10,6 @@ use burn::tensor::backend::BackendTypes;
 
 use super::testing::*;
 use super::*;
-use crate::naming::{Convention, bridge_name};
 use crate::params;
 
 type B = Autodiff<Flex>;
@@ -73,7 +72,13 @@ fn lavis_names(layers: usize, stage1: bool) -> BTreeSet<String> {
             if block == "crossattention" && i % 2 == 1 {
                 continue;
             }
-            for part in ["self.query", "self.key", "self.value", "output.dense", "output.LayerNorm"] {
+            for part in [
+                "self.query",
+                "self.key",
+                "self.value",
+                "output.dense",
+                "output.LayerNorm",
+            ] {
                 both(&format!("{layer}.{block}.{part}"));
             }
         }
@@ -101,9 +106,24 @@ fn lavis_names(layers: usize, stage1: bool) -> BTreeSet<String> {
             names.insert(name.into());
         }
     } else {
-        both("llm_proj");
+        both("opt_proj");
     }
     names
+}
+
+/// LAVIS names -> paths of a bridge's parameters, through the key tables of the model crate.
+fn paths(lavis_names: BTreeSet<String>) -> BTreeSet<String> {
+    use blip2_model::checkpoint::{huggingface, lavis};
+    let config = blip2_model::config::Blip2Config::from_json("{}").unwrap();
+    let keys = huggingface::keys(&config);
+    let path = |name: &String| {
+        let path = keys.path(&lavis::to_huggingface(name)?)?;
+        Some(path.strip_prefix("bridge.")?.to_string())
+    };
+    lavis_names
+        .iter()
+        .map(|name| path(name).unwrap_or_else(|| panic!("no parameter for {name}")))
+        .collect()
 }
 
 fn trained(gradients: &params::Named<Flex>) -> BTreeSet<String> {
@@ -112,9 +132,7 @@ fn trained(gradients: &params::Named<Flex>) -> BTreeSet<String> {
         assert!(values.iter().all(|v| v.is_finite()));
         values.iter().any(|&v| v != 0.0)
     });
-    moved
-        .map(|(name, _)| bridge_name(name, Convention::Lavis))
-        .collect()
+    moved.map(|(name, _)| name.clone()).collect()
 }
 
 #[test]
@@ -124,11 +142,11 @@ fn stage1_trains_exactly_the_parameters_of_the_specification() {
         dec_token: DEC,
         ..Stage1Config::default()
     };
-    let stage = Stage1::<B, Bridge<B>>::new(frozen_encoder(&device()), config, device());
+    let stage = Stage1::<B, Bridge<B>>::new(encoder(&device()), config, device());
     let batch = pairs(0, 4);
     let step = context(stage.target_count(&batch) as f64);
     let out = stage.step(&module, &batch, &step).unwrap();
-    assert_eq!(trained(&out.gradients), lavis_names(3, true));
+    assert_eq!(trained(&out.gradients), paths(lavis_names(3, true)));
     assert_eq!(out.gradients.len(), params::list(&module).len());
     let parts: Vec<_> = out.losses.iter().map(|(name, _)| *name).collect();
     assert_eq!(parts, ["itc", "itm", "itg"]);
@@ -138,12 +156,12 @@ fn stage1_trains_exactly_the_parameters_of_the_specification() {
 fn stage2_trains_exactly_the_parameters_of_the_specification() {
     let module: Bridge<B> = stage2_bridge(qformer(), &device());
     let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
-    let encoder = frozen_encoder(&device());
+    let encoder = encoder(&device());
     let stage = Stage2::<B, Bridge<B>, _>::new(encoder, llm, Stage2Config::default(), device());
     let batch = captions(0, 3);
     let step = context(stage.target_count(&batch) as f64);
     let out = stage.step(&module, &batch, &step).unwrap();
-    assert_eq!(trained(&out.gradients), lavis_names(3, false));
+    assert_eq!(trained(&out.gradients), paths(lavis_names(3, false)));
     assert_eq!(out.gradients.len(), params::list(&module).len());
 }
 
@@ -176,10 +194,7 @@ fn the_border_gives_the_gradients_of_one_graph() {
         bridge: stage2_bridge(config, &device()),
     };
     let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
-    let options = Stage2Config {
-        llm_dropout: false,
-        ..Stage2Config::default()
-    };
+    let options = Stage2Config { llm_dropout: false };
     let stage = Stage2::<B, WithEncoder<B>, _>::new((), llm.clone(), options, device());
     let batch = captions(0, 3);
     let count = stage.target_count(&batch) as f64;
@@ -225,7 +240,7 @@ fn evaluation_has_no_dropout_and_no_gradients() {
         dec_token: DEC,
         ..Stage1Config::default()
     };
-    let stage = Stage1::<B, Bridge<B>>::new(frozen_encoder(&device()), config, device());
+    let stage = Stage1::<B, Bridge<B>>::new(encoder(&device()), config, device());
     let batch = pairs(0, 4);
     let mut step = context(stage.target_count(&batch) as f64);
     let losses = |step: &StepContext<'_, B>| -> Vec<f32> {
@@ -245,12 +260,13 @@ fn one_pair_alone_trains_without_negatives() {
         dec_token: DEC,
         ..Stage1Config::default()
     };
-    let stage = Stage1::<B, Bridge<B>>::new(frozen_encoder(&device()), config, device());
+    let stage = Stage1::<B, Bridge<B>>::new(encoder(&device()), config, device());
     let batch = pairs(0, 1);
     let step = context(stage.target_count(&batch) as f64);
     let out = stage.step(&module, &batch, &step).unwrap();
     let itc: f32 = out.losses[0].1.clone().into_scalar();
-    assert_eq!(itc, 0.0);
+    // one candidate: exactly 0 but for the order of additions in the smoothing
+    assert!(itc.abs() < 1e-6);
     assert!(out.gradients.values().all(|g| params::to_host(g).iter().all(|v| v.is_finite())));
 }
 
@@ -258,12 +274,12 @@ fn one_pair_alone_trains_without_negatives() {
 fn stored_features_equal_recomputed_ones_and_cannot_train_an_encoder() {
     let module: Bridge<B> = stage2_bridge(qformer(), &device());
     let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
-    let encoder = frozen_encoder::<Flex>(&device());
+    let encoder = encoder::<Flex>(&device());
     let mut batch = captions(0, 2);
     let Images::Pixels(pixels) = &batch.images else {
         unreachable!()
     };
-    let tokens = encoder.tokens(pixels, &device()).into_data();
+    let tokens = encoded::frozen_tokens(&encoder, pixels, &device()).into_data();
     let stage = Stage2::<B, Bridge<B>, _>::new(encoder, llm.clone(), Stage2Config::default(), device());
     let step = context(stage.target_count(&batch) as f64);
     let loss = |batch: &LmBatch| -> f32 {

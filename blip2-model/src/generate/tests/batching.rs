@@ -6,9 +6,7 @@ use proptest::prelude::*;
 
 use super::toy::Toy;
 use crate::generate::options::OptionsError;
-use crate::generate::{
-    EarlyStopping, GenerateError, GenerateOptions, StopReason, StreamEvent, generate,
-};
+use crate::generate::{EarlyStopping, GenerateError, GenerateOptions, StopReason, StreamEvent, generate};
 use crate::language::Architecture::{self, DecoderOnly, EncoderDecoder};
 use crate::nn::Context;
 

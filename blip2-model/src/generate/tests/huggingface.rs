@@ -94,10 +94,7 @@ fn beam_search_equals_transformers() {
         EarlyStopping::Never,
     ] {
         let beams = |case: &SearchCase| case.options.num_beams > 1;
-        check(
-            |case| beams(case) && case.options.early_stopping == stopping,
-            40,
-        );
+        check(|case| beams(case) && case.options.early_stopping == stopping, 40);
     }
 }
 

@@ -28,14 +28,7 @@ fn check(
     candidates: &[Vec<Vec<i64>>],
     options: &RankOptions,
 ) -> Result<(), TestCaseError> {
-    let ranked = rank(
-        toy,
-        Toy::prompt(prompts),
-        candidates,
-        options,
-        &Context::eval(),
-    )
-    .unwrap();
+    let ranked = rank(toy, Toy::prompt(prompts), candidates, options, &Context::eval()).unwrap();
     for ((scores, list), &prompt) in ranked.iter().zip(candidates).zip(prompts) {
         let mut expected: Vec<CandidateScore> = list
             .iter()
@@ -99,10 +92,7 @@ fn bad_candidates_are_named() {
     };
     assert!(matches!(
         fail(vec![vec![1], vec![]]),
-        GenerateError::EmptyCandidate {
-            row: 1,
-            candidate: 1
-        }
+        GenerateError::EmptyCandidate { row: 1, candidate: 1 }
     ));
     assert!(matches!(
         fail(vec![vec![8, 9]]),
@@ -123,8 +113,5 @@ fn an_overflow_is_named() {
     let options = RankOptions::default();
     let ctx = Context::eval();
     let error = rank(&toy, Toy::prompt(&[1]), &candidates, &options, &ctx).unwrap_err();
-    assert!(matches!(
-        error,
-        GenerateError::NonFinite { row: 0, step: 0 }
-    ));
+    assert!(matches!(error, GenerateError::NonFinite { row: 0, step: 0 }));
 }

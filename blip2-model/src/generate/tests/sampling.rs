@@ -44,8 +44,7 @@ fn exact(row: &[f32], options: &GenerateOptions) -> Vec<f64> {
 #[test]
 fn samples_have_the_exact_distribution() {
     let toy = Toy::random(1, 12, 0, DecoderOnly);
-    for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.3, 5, 1.0), (1.0, 50, 0.8)]
-    {
+    for (temperature, top_k, top_p) in [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.3, 5, 1.0), (1.0, 50, 0.8)] {
         let options = GenerateOptions {
             do_sample: true,
             max_new_tokens: 1,
@@ -85,10 +84,7 @@ fn beam_samples_have_the_exact_distribution() {
     }
     let mut counts = vec![0; 6];
     for seed in 0..8_000 {
-        let options = GenerateOptions {
-            seed,
-            ..base.clone()
-        };
+        let options = GenerateOptions { seed, ..base.clone() };
         counts[toy.run_one(4, &options)[0].token_ids[0] as usize] += 1;
     }
     assert_plausible(chi_square(&counts, &expected));

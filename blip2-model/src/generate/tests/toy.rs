@@ -98,8 +98,7 @@ fn host(tensor: Tensor<Flex, 4>) -> Vec<Vec<i64>> {
     let width = tensor.dims()[2];
     let flat: Vec<f32> = tensor.into_data().into_vec().unwrap();
     let rows = flat.chunks(width);
-    rows.map(|row| row.iter().map(|&x| x as i64).collect())
-        .collect()
+    rows.map(|row| row.iter().map(|&x| x as i64).collect()).collect()
 }
 
 impl LanguageModel<Flex> for Toy {
@@ -148,19 +147,10 @@ impl LanguageModel<Flex> for Toy {
         (state, self.logits(&prompts))
     }
 
-    fn step(
-        &self,
-        tokens: &[i64],
-        state: &mut DecodeState<Flex>,
-        _ctx: &Context,
-    ) -> Tensor<Flex, 2> {
+    fn step(&self, tokens: &[i64], state: &mut DecodeState<Flex>, _ctx: &Context) -> Tensor<Flex, 2> {
         let new = column(&tokens.iter().map(|&token| token as f32).collect::<Vec<_>>());
         let (keys, values) = state.self_attention[0].append(new.clone(), new);
-        assert_eq!(
-            host(keys.clone()),
-            host(values),
-            "keys and values move together"
-        );
+        assert_eq!(host(keys.clone()), host(values), "keys and values move together");
         let rows = match self.architecture {
             Architecture::DecoderOnly => {
                 state.mask.push_real();
@@ -175,11 +165,7 @@ impl LanguageModel<Flex> for Toy {
                 prompts.zip(host(keys)).collect()
             }
         };
-        assert_eq!(
-            state.mask.batch(),
-            rows.len(),
-            "the mask moves with the cache"
-        );
+        assert_eq!(state.mask.batch(), rows.len(), "the mask moves with the cache");
         self.logits(&rows)
     }
 

@@ -19,7 +19,9 @@ pub struct RepoCache {
 impl RepoCache {
     /// `CACHE/models--ORG--NAME`; need not exist.
     pub fn new(cache: &Path, id: &HubId) -> Self {
-        Self { root: cache.join(format!("models--{}", id.repo.replace('/', "--"))) }
+        Self {
+            root: cache.join(format!("models--{}", id.repo.replace('/', "--"))),
+        }
     }
 
     /// Folder of the repository.
@@ -40,8 +42,12 @@ impl RepoCache {
     /// Commit that a branch or tag stood for when it was last looked up; a commit stands for itself if its
     /// snapshot is there.
     pub fn commit_of(&self, revision: &str) -> Option<String> {
-        let named = fs::read_to_string(self.root.join("refs").join(revision)).ok().map(|c| c.trim().to_owned());
-        named.or_else(|| Some(revision.to_owned())).filter(|c| is_hex(c) && self.snapshot(c).is_dir())
+        let named = fs::read_to_string(self.root.join("refs").join(revision))
+            .ok()
+            .map(|c| c.trim().to_owned());
+        named
+            .or_else(|| Some(revision.to_owned()))
+            .filter(|c| is_hex(c) && self.snapshot(c).is_dir())
     }
 
     /// Notes which commit a branch or tag stands for.
@@ -63,11 +69,15 @@ impl RepoCache {
     /// but not yet named, is linked instead of fetched again.
     pub fn has(&self, commit: &str, file: &RemoteFile) -> Result<bool> {
         let path = self.snapshot(commit).join(&file.name);
-        let right_size = |path: &Path| fs::metadata(path).is_ok_and(|meta| file.size.is_none_or(|size| size == meta.len()));
+        let right_size = |path: &Path| {
+            fs::metadata(path).is_ok_and(|meta| file.size.is_none_or(|size| size == meta.len()))
+        };
         if right_size(&path) {
             return Ok(true);
         }
-        let Some(etag) = file.etag.as_deref().filter(|etag| is_hex(etag)) else { return Ok(false) };
+        let Some(etag) = file.etag.as_deref().filter(|etag| is_hex(etag)) else {
+            return Ok(false);
+        };
         let blob = self.blob(etag);
         if fs::symlink_metadata(&path).is_ok() {
             // a dangling link, or a file of another size
@@ -82,8 +92,13 @@ impl RepoCache {
         if let (Some(size), Ok(meta)) = (file.size, fs::metadata(&part))
             && meta.len() >= size
         {
-            let intact = meta.len() == size && (etag.len() != 64 || sha256(&part).is_ok_and(|sum| sum == etag));
-            let moved = if intact { fs::rename(&part, &blob) } else { fs::remove_file(&part) };
+            let intact =
+                meta.len() == size && (etag.len() != 64 || sha256(&part).is_ok_and(|sum| sum == etag));
+            let moved = if intact {
+                fs::rename(&part, &blob)
+            } else {
+                fs::remove_file(&part)
+            };
             moved.map_err(|e| WeightsError::io(&part, e))?;
         }
         if !blob.exists() {
@@ -111,7 +126,12 @@ impl RepoCache {
         if fs::symlink_metadata(&path).is_ok() {
             fs::remove_file(&path).map_err(io)?;
         }
-        Err(WeightsError::Hub { id: id.to_string(), fault: HubFault::Corrupt { file: file.name.clone() } })
+        Err(WeightsError::Hub {
+            id: id.to_string(),
+            fault: HubFault::Corrupt {
+                file: file.name.clone(),
+            },
+        })
     }
 }
 
@@ -122,7 +142,11 @@ fn is_hex(text: &str) -> bool {
 fn sha256(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
     io::copy(&mut fs::File::open(path)?, &mut hasher)?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Links a snapshot's file to its blob: relative, as `huggingface_hub` does; by a hard link or a copy where links

@@ -29,13 +29,23 @@ impl HttpClient {
             .with_progress(false);
         let api = builder.build().map_err(|e| WeightsError::Hub {
             id: settings.endpoint.clone(),
-            fault: HubFault::Unreachable { endpoint: settings.endpoint.clone(), reason: e.to_string() },
+            fault: HubFault::Unreachable {
+                endpoint: settings.endpoint.clone(),
+                reason: e.to_string(),
+            },
         })?;
-        Ok(Self { api, settings: settings.clone() })
+        Ok(Self {
+            api,
+            settings: settings.clone(),
+        })
     }
 
     fn repo(&self, id: &HubId, revision: &str) -> ApiRepo {
-        self.api.repo(Repo::with_revision(id.repo.clone(), RepoType::Model, revision.to_owned()))
+        self.api.repo(Repo::with_revision(
+            id.repo.clone(),
+            RepoType::Model,
+            revision.to_owned(),
+        ))
     }
 
     fn status_fault(&self, status: Option<u16>, reason: String) -> HubFault {
@@ -43,7 +53,10 @@ impl HttpClient {
             Some(401 | 403) => HubFault::Denied,
             Some(404) => HubFault::NoSuchRepo,
             Some(status) => HubFault::Status(status),
-            None => HubFault::Unreachable { endpoint: self.settings.endpoint.clone(), reason },
+            None => HubFault::Unreachable {
+                endpoint: self.settings.endpoint.clone(),
+                reason,
+            },
         }
     }
 }
@@ -68,24 +81,47 @@ impl HubClient for HttpClient {
             sha256: String,
         }
 
-        let hub = |fault| WeightsError::Hub { id: id.to_string(), fault };
-        let response = self.repo(id, &id.revision).info_request().query("blobs", "true").call().map_err(|e| {
-            let reason = e.to_string();
-            hub(self.status_fault(e.into_response().map(|r| r.status()), reason))
-        })?;
-        let answer: Answer = serde_json::from_reader(response.into_reader().take(MAX_LISTING)).map_err(|e| hub(HubFault::BadAnswer(e)))?;
+        let hub = |fault| WeightsError::Hub {
+            id: id.to_string(),
+            fault,
+        };
+        let response = self
+            .repo(id, &id.revision)
+            .info_request()
+            .query("blobs", "true")
+            .call()
+            .map_err(|e| {
+                let reason = e.to_string();
+                hub(self.status_fault(e.into_response().map(|r| r.status()), reason))
+            })?;
+        let answer: Answer = serde_json::from_reader(response.into_reader().take(MAX_LISTING))
+            .map_err(|e| hub(HubFault::BadAnswer(e)))?;
         if answer.sha.len() != 40 || !answer.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(hub(HubFault::BadAnswer(serde::de::Error::custom("`sha` is not a commit"))));
+            return Err(hub(HubFault::BadAnswer(serde::de::Error::custom(
+                "`sha` is not a commit",
+            ))));
         }
-        let files = answer.siblings.into_iter().map(|s| RemoteFile { name: s.rfilename, size: s.size, etag: s.lfs.map(|l| l.sha256).or(s.blob_id) });
-        Ok(Listing { commit: answer.sha, files: files.collect() })
+        let files = answer.siblings.into_iter().map(|s| RemoteFile {
+            name: s.rfilename,
+            size: s.size,
+            etag: s.lfs.map(|l| l.sha256).or(s.blob_id),
+        });
+        Ok(Listing {
+            commit: answer.sha,
+            files: files.collect(),
+        })
     }
 
     fn fetch(&self, id: &HubId, commit: &str, file: &RemoteFile, progress: &mut dyn Progress) -> Result<()> {
         // by commit, so that a branch that moves meanwhile cannot mix two versions
-        let result = self.repo(id, commit).download_with_progress(&file.name, Adapter(progress));
+        let result = self
+            .repo(id, commit)
+            .download_with_progress(&file.name, Adapter(progress));
         // the crate notes the commit as a branch of its own name, which tells nothing
-        let noted = super::RepoCache::new(&self.settings.cache, id).root().join("refs").join(commit);
+        let noted = super::RepoCache::new(&self.settings.cache, id)
+            .root()
+            .join("refs")
+            .join(commit);
         let _ = std::fs::remove_file(noted);
         result.map(drop).map_err(|e| self.download_error(id, file, e))
     }
@@ -96,17 +132,31 @@ impl HttpClient {
         let reason = error.to_string();
         let fault = match error {
             ApiError::TooManyRetries(inner) => return self.download_error(id, file, *inner),
-            ApiError::IoError(e) if matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+            ApiError::IoError(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 return WeightsError::io(&self.settings.cache, e);
             }
             ApiError::RequestError(e) => match e.into_response().map(|r| r.status()) {
                 Some(404) => HubFault::NoSuchFile(file.name.clone()),
-                None => HubFault::Interrupted { file: file.name.clone(), reason },
+                None => HubFault::Interrupted {
+                    file: file.name.clone(),
+                    reason,
+                },
                 status => self.status_fault(status, reason),
             },
-            _ => HubFault::Interrupted { file: file.name.clone(), reason },
+            _ => HubFault::Interrupted {
+                file: file.name.clone(),
+                reason,
+            },
         };
-        WeightsError::Hub { id: id.to_string(), fault }
+        WeightsError::Hub {
+            id: id.to_string(),
+            fault,
+        }
     }
 }
 

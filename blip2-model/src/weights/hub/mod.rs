@@ -50,22 +50,43 @@ impl FromStr for HubId {
     fn from_str(text: &str) -> Result<Self> {
         let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
         let word = |s: &str| {
-            !s.is_empty() && s.len() <= 96 && !s.starts_with(['.', '-']) && !s.ends_with(['.', '-']) && !s.contains("..") && !s.contains("--")
-                && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            !s.is_empty()
+                && s.len() <= 96
+                && !s.starts_with(['.', '-'])
+                && !s.ends_with(['.', '-'])
+                && !s.contains("..")
+                && !s.contains("--")
+                && s.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
-        let revision_word = |s: &str| !s.is_empty() && !s.starts_with('.') && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let revision_word = |s: &str| {
+            !s.is_empty()
+                && !s.starts_with('.')
+                && s.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
         let valid_repo = repo.split('/').count() <= 2 && repo.split('/').all(word);
         if !valid_repo || !revision.split('/').all(revision_word) {
-            return Err(WeightsError::Hub { id: text.to_owned(), fault: HubFault::BadId });
+            return Err(WeightsError::Hub {
+                id: text.to_owned(),
+                fault: HubFault::BadId,
+            });
         }
-        Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() })
+        Ok(Self {
+            repo: repo.to_owned(),
+            revision: revision.to_owned(),
+        })
     }
 }
 
 impl fmt::Display for HubId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.repo)?;
-        if self.revision == "main" { Ok(()) } else { write!(f, "@{}", self.revision) }
+        if self.revision == "main" {
+            Ok(())
+        } else {
+            write!(f, "@{}", self.revision)
+        }
     }
 }
 
@@ -74,7 +95,9 @@ impl fmt::Display for HubId {
 #[non_exhaustive]
 pub enum HubFault {
     /// The text is no model id.
-    #[error("not a model id; write ORG/NAME or ORG/NAME@REVISION, or give the path of a folder or file that exists")]
+    #[error(
+        "not a model id; write ORG/NAME or ORG/NAME@REVISION, or give the path of a folder or file that exists"
+    )]
     BadId,
     /// Offline, and the cache has nothing.
     #[error("not in the cache {cache} and offline mode is on; run once without --offline and HF_HUB_OFFLINE, or copy the model there", cache = cache.display())]
@@ -91,7 +114,9 @@ pub enum HubFault {
         missing: Vec<String>,
     },
     /// No connection.
-    #[error("cannot reach {endpoint} ({reason}) and the model is not complete in the cache; check the network, or set HF_ENDPOINT to a mirror")]
+    #[error(
+        "cannot reach {endpoint} ({reason}) and the model is not complete in the cache; check the network, or set HF_ENDPOINT to a mirror"
+    )]
     Unreachable {
         /// Base address.
         endpoint: String,
@@ -99,10 +124,14 @@ pub enum HubFault {
         reason: String,
     },
     /// The hub has no such model or revision.
-    #[error("the hub has no such model or revision (or it is private and no token was sent); check the spelling")]
+    #[error(
+        "the hub has no such model or revision (or it is private and no token was sent); check the spelling"
+    )]
     NoSuchRepo,
     /// The hub wants a token, or another one.
-    #[error("access denied; accept the model's conditions on its page and set HF_TOKEN or run `hf auth login`")]
+    #[error(
+        "access denied; accept the model's conditions on its page and set HF_TOKEN or run `hf auth login`"
+    )]
     Denied,
     /// Any other answer of the hub.
     #[error("the hub answered with status {0}; try again later")]
@@ -202,21 +231,41 @@ pub fn resolve(id: &HubId, settings: &HubSettings, progress: &mut dyn Progress) 
 ///
 /// # Errors
 /// [`WeightsError::Hub`] with the id and a [`HubFault`]; [`WeightsError::DiskFull`].
-pub fn resolve_with(client: &dyn HubClient, id: &HubId, settings: &HubSettings, progress: &mut dyn Progress) -> Result<Snapshot> {
+pub fn resolve_with(
+    client: &dyn HubClient,
+    id: &HubId,
+    settings: &HubSettings,
+    progress: &mut dyn Progress,
+) -> Result<Snapshot> {
     let cache = RepoCache::new(&settings.cache, id);
     if settings.offline {
         return cached(id, &cache, None);
     }
     let listing = match client.list(id) {
-        Err(WeightsError::Hub { fault: HubFault::Unreachable { endpoint, reason }, .. }) => {
-            let unreachable = |_| WeightsError::Hub { id: id.to_string(), fault: HubFault::Unreachable { endpoint, reason: reason.clone() } };
+        Err(WeightsError::Hub {
+            fault: HubFault::Unreachable { endpoint, reason },
+            ..
+        }) => {
+            let unreachable = |_| WeightsError::Hub {
+                id: id.to_string(),
+                fault: HubFault::Unreachable {
+                    endpoint,
+                    reason: reason.clone(),
+                },
+            };
             return cached(id, &cache, Some(reason.clone())).map_err(unreachable);
         }
         listing => listing?,
     };
-    let fault = |fault| WeightsError::Hub { id: id.to_string(), fault };
+    let fault = |fault| WeightsError::Hub {
+        id: id.to_string(),
+        fault,
+    };
     let find = |name: &str| listing.files.iter().find(|file| file.name == name);
-    let weights = WEIGHT_FILES.iter().find_map(|name| find(name)).ok_or_else(|| fault(HubFault::NoWeights))?;
+    let weights = WEIGHT_FILES
+        .iter()
+        .find_map(|name| find(name))
+        .ok_or_else(|| fault(HubFault::NoWeights))?;
 
     let mut downloaded = Vec::new();
     let mut ensure = |file: &RemoteFile| -> Result<()> {
@@ -238,13 +287,25 @@ pub fn resolve_with(client: &dyn HubClient, id: &HubId, settings: &HubSettings, 
         }
     }
     cache.set_ref(&id.revision, &listing.commit)?;
-    Ok(Snapshot { folder, commit: listing.commit.clone(), downloaded, not_refreshed: None })
+    Ok(Snapshot {
+        folder,
+        commit: listing.commit.clone(),
+        downloaded,
+        not_refreshed: None,
+    })
 }
 
 /// A complete snapshot from the cache.
 fn cached(id: &HubId, cache: &RepoCache, not_refreshed: Option<String>) -> Result<Snapshot> {
-    let fault = |fault| WeightsError::Hub { id: id.to_string(), fault };
-    let commit = cache.commit_of(&id.revision).ok_or_else(|| fault(HubFault::NotCached { cache: cache.root().to_owned() }))?;
+    let fault = |fault| WeightsError::Hub {
+        id: id.to_string(),
+        fault,
+    };
+    let commit = cache.commit_of(&id.revision).ok_or_else(|| {
+        fault(HubFault::NotCached {
+            cache: cache.root().to_owned(),
+        })
+    })?;
     let folder = cache.snapshot(&commit);
     let mut missing = Vec::new();
     if !folder.join("config.json").exists() {
@@ -254,14 +315,25 @@ fn cached(id: &HubId, cache: &RepoCache, not_refreshed: Option<String>) -> Resul
         None => missing.push(WEIGHT_FILES[0].to_owned()),
         Some(index) if index.ends_with(".index.json") => {
             let index = ShardIndex::read(&folder.join(index))?;
-            missing.extend(index.shards().into_iter().filter(|shard| !folder.join(shard).exists()).map(str::to_owned));
+            missing.extend(
+                index
+                    .shards()
+                    .into_iter()
+                    .filter(|shard| !folder.join(shard).exists())
+                    .map(str::to_owned),
+            );
         }
         Some(_) => {}
     }
     if !missing.is_empty() {
         return Err(fault(HubFault::Incomplete { folder, missing }));
     }
-    Ok(Snapshot { folder, commit, downloaded: Vec::new(), not_refreshed })
+    Ok(Snapshot {
+        folder,
+        commit,
+        downloaded: Vec::new(),
+        not_refreshed,
+    })
 }
 
 #[cfg(test)]

@@ -23,7 +23,13 @@ pub struct HubSettings {
 impl std::fmt::Debug for HubSettings {
     /// Without the token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { cache, offline, endpoint, token, retries } = self;
+        let Self {
+            cache,
+            offline,
+            endpoint,
+            token,
+            retries,
+        } = self;
         f.debug_struct("HubSettings")
             .field("cache", cache)
             .field("offline", offline)
@@ -45,23 +51,40 @@ impl HubSettings {
     /// From any set of variables.
     pub fn from_lookup(var: impl Fn(&str) -> Option<String>) -> Self {
         let var = |name: &str| var(name).filter(|value| !value.trim().is_empty());
-        let user_home = var("HOME").or_else(|| var("USERPROFILE")).map_or_else(std::env::temp_dir, PathBuf::from);
+        let user_home = var("HOME")
+            .or_else(|| var("USERPROFILE"))
+            .map_or_else(std::env::temp_dir, PathBuf::from);
         let path = |name: &str| {
             var(name).map(|value| match value.strip_prefix('~') {
-                Some(rest) if rest.is_empty() || rest.starts_with(['/', '\\']) => user_home.join(rest.trim_start_matches(['/', '\\'])),
+                Some(rest) if rest.is_empty() || rest.starts_with(['/', '\\']) => {
+                    user_home.join(rest.trim_start_matches(['/', '\\']))
+                }
                 _ => PathBuf::from(value),
             })
         };
-        let truth = |name: &str| var(name).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.to_ascii_lowercase().as_str()));
+        let truth = |name: &str| {
+            var(name).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.to_ascii_lowercase().as_str()))
+        };
 
-        let home = path("HF_HOME").unwrap_or_else(|| path("XDG_CACHE_HOME").unwrap_or_else(|| user_home.join(".cache")).join("huggingface"));
-        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
+        let home = path("HF_HOME").unwrap_or_else(|| {
+            path("XDG_CACHE_HOME")
+                .unwrap_or_else(|| user_home.join(".cache"))
+                .join("huggingface")
+        });
+        let cache = path("HF_HUB_CACHE")
+            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+            .unwrap_or_else(|| home.join("hub"));
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        let token = var("HF_TOKEN").or_else(|| var("HUGGING_FACE_HUB_TOKEN")).or_else(|| std::fs::read_to_string(token_file).ok());
+        let token = var("HF_TOKEN")
+            .or_else(|| var("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| std::fs::read_to_string(token_file).ok());
         Self {
             cache,
             offline: truth("HF_HUB_OFFLINE") || truth("TRANSFORMERS_OFFLINE"),
-            endpoint: var("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()).trim_end_matches('/').to_owned(),
+            endpoint: var("HF_ENDPOINT")
+                .unwrap_or_else(|| DEFAULT_ENDPOINT.into())
+                .trim_end_matches('/')
+                .to_owned(),
             token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
             retries: 5,
         }
@@ -79,17 +102,36 @@ mod tests {
     #[test]
     fn the_cache_is_where_huggingface_hub_has_it() {
         let cache = |vars| settings(vars).cache;
-        assert_eq!(cache(&[("HOME", "/h")]), PathBuf::from("/h/.cache/huggingface/hub"));
-        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), PathBuf::from("/x/huggingface/hub"));
-        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]), PathBuf::from("/h/hf/hub"));
-        assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), PathBuf::from("/c"));
+        assert_eq!(
+            cache(&[("HOME", "/h")]),
+            PathBuf::from("/h/.cache/huggingface/hub")
+        );
+        assert_eq!(
+            cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]),
+            PathBuf::from("/x/huggingface/hub")
+        );
+        assert_eq!(
+            cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]),
+            PathBuf::from("/h/hf/hub")
+        );
+        assert_eq!(
+            cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]),
+            PathBuf::from("/c")
+        );
     }
 
     #[test]
     fn offline_endpoint_and_token() {
-        let s = settings(&[("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://localhost:1/"), ("HF_TOKEN", " t\n")]);
+        let s = settings(&[
+            ("HF_HUB_OFFLINE", "1"),
+            ("HF_ENDPOINT", "http://localhost:1/"),
+            ("HF_TOKEN", " t\n"),
+        ]);
         assert!(s.offline);
-        assert_eq!((s.endpoint.as_str(), s.token.as_deref()), ("http://localhost:1", Some("t")));
+        assert_eq!(
+            (s.endpoint.as_str(), s.token.as_deref()),
+            ("http://localhost:1", Some("t"))
+        );
         assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).offline);
         assert!(!format!("{s:?}").contains("\" t"));
 
@@ -97,6 +139,11 @@ mod tests {
         std::fs::write(dir.path().join("token"), "from-file\n").unwrap();
         let home = dir.path().to_str().unwrap();
         assert_eq!(settings(&[("HF_HOME", home)]).token.as_deref(), Some("from-file"));
-        assert_eq!(settings(&[("HF_HOME", home), ("HF_TOKEN", "env")]).token.as_deref(), Some("env"));
+        assert_eq!(
+            settings(&[("HF_HOME", home), ("HF_TOKEN", "env")])
+                .token
+                .as_deref(),
+            Some("env")
+        );
     }
 }

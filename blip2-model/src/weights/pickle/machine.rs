@@ -9,7 +9,14 @@ const MAX_ENTRIES: usize = 1 << 20;
 
 /// Runs the program; gives all values, the final one, and the length of the program.
 pub(super) fn run(input: &[u8]) -> Result<(Vec<Node<'_>>, Id, usize), PickleFault> {
-    let mut machine = Machine { input, pos: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+    let mut machine = Machine {
+        input,
+        pos: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
     let root = machine.run()?;
     Ok((machine.nodes, root, machine.pos))
 }
@@ -31,8 +38,8 @@ impl<'a> Machine<'a> {
             let opcode = self.u8()?;
             match opcode {
                 b'.' => return self.pop(),
-                0x80 => drop(self.take(1)?),         // PROTO
-                0x95 => drop(self.take(8)?),         // FRAME
+                0x80 => drop(self.take(1)?), // PROTO
+                0x95 => drop(self.take(8)?), // FRAME
                 b'(' => {
                     limit(self.marks.len())?;
                     self.marks.push(self.stack.len());
@@ -100,7 +107,9 @@ impl<'a> Machine<'a> {
                 b')' => self.push(Node::Tuple(Vec::new()))?,
                 0x85..=0x87 => {
                     let at = self.stack.len().checked_sub(usize::from(opcode - 0x84));
-                    let at = at.filter(|&at| at >= self.floor()).ok_or(PickleFault::Stack { offset })?;
+                    let at = at
+                        .filter(|&at| at >= self.floor())
+                        .ok_or(PickleFault::Stack { offset })?;
                     let items = self.stack.split_off(at);
                     self.push(Node::Tuple(items))?;
                 }
@@ -144,7 +153,9 @@ impl<'a> Machine<'a> {
                 0x93 => {
                     let name = self.pop()?;
                     let module = self.pop()?;
-                    let (Node::Str(module), Node::Str(name)) = (&self.nodes[module.0 as usize], &self.nodes[name.0 as usize]) else {
+                    let (Node::Str(module), Node::Str(name)) =
+                        (&self.nodes[module.0 as usize], &self.nodes[name.0 as usize])
+                    else {
                         return Err(PickleFault::Text { offset });
                     };
                     let node = Node::Global { module, name };
@@ -153,14 +164,22 @@ impl<'a> Machine<'a> {
                 b'R' | 0x81 => {
                     let args = self.pop()?;
                     let func = self.pop()?;
-                    self.push(Node::Call { func, args, entries: Vec::new() })?;
+                    self.push(Node::Call {
+                        func,
+                        args,
+                        entries: Vec::new(),
+                    })?;
                 }
                 0x92 => {
                     // NEWOBJ_EX: keyword arguments are of no interest
                     self.pop()?;
                     let args = self.pop()?;
                     let func = self.pop()?;
-                    self.push(Node::Call { func, args, entries: Vec::new() })?;
+                    self.push(Node::Call {
+                        func,
+                        args,
+                        entries: Vec::new(),
+                    })?;
                 }
                 // BUILD: state set on an object (backward hooks, `_metadata`) is of no interest
                 b'b' => {
@@ -196,7 +215,9 @@ impl<'a> Machine<'a> {
         }
     }
     fn fault_here(&self) -> PickleFault {
-        PickleFault::Stack { offset: self.pos.saturating_sub(1) }
+        PickleFault::Stack {
+            offset: self.pos.saturating_sub(1),
+        }
     }
 
     /// Lowest stack position that belongs to the innermost mark.
@@ -225,7 +246,11 @@ impl<'a> Machine<'a> {
 
     fn top(&self) -> Result<Id, PickleFault> {
         let above_mark = self.stack.len() > self.floor();
-        self.stack.last().copied().filter(|_| above_mark).ok_or_else(|| self.fault_here())
+        self.stack
+            .last()
+            .copied()
+            .filter(|_| above_mark)
+            .ok_or_else(|| self.fault_here())
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Id>, PickleFault> {
@@ -265,7 +290,9 @@ impl<'a> Machine<'a> {
             return Err(PickleFault::Stack { offset });
         };
         match self.node_mut(top) {
-            Node::Dict(entries) | Node::Call { entries, .. } => entries.extend(pairs.iter().map(|&[k, v]| (k, v))),
+            Node::Dict(entries) | Node::Call { entries, .. } => {
+                entries.extend(pairs.iter().map(|&[k, v]| (k, v)))
+            }
             _ => return Err(PickleFault::NotACollection { offset }),
         }
         Ok(())
@@ -277,14 +304,18 @@ impl<'a> Machine<'a> {
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], PickleFault> {
         let rest = &self.input[self.pos..];
-        let taken = rest.get(..len).ok_or(PickleFault::Truncated { offset: self.pos })?;
+        let taken = rest
+            .get(..len)
+            .ok_or(PickleFault::Truncated { offset: self.pos })?;
         self.pos += len;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleFault> {
         let rest = &self.input[self.pos..];
-        let array = *rest.first_chunk().ok_or(PickleFault::Truncated { offset: self.pos })?;
+        let array = *rest
+            .first_chunk()
+            .ok_or(PickleFault::Truncated { offset: self.pos })?;
         self.pos += N;
         Ok(array)
     }
@@ -305,21 +336,30 @@ impl<'a> Machine<'a> {
     fn line(&mut self) -> Result<&'a str, PickleFault> {
         let offset = self.pos;
         let rest = &self.input[self.pos..];
-        let len = rest.iter().position(|&b| b == b'\n').ok_or(PickleFault::Truncated { offset })?;
+        let len = rest
+            .iter()
+            .position(|&b| b == b'\n')
+            .ok_or(PickleFault::Truncated { offset })?;
         self.pos += len + 1;
         std::str::from_utf8(&rest[..len]).map_err(|_| PickleFault::Text { offset })
     }
 
     fn long(&mut self, len: usize) -> Result<(), PickleFault> {
         let bytes = self.take(len)?;
-        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
-        let mut wide = [if negative { 0xff } else { 0 }; 8];
-        self.push(match wide.get_mut(..len) {
-            Some(low) => {
-                low.copy_from_slice(bytes);
-                Node::Int(i64::from_le_bytes(wide))
-            }
-            None => Node::BigInt(bytes),
+        // the last byte carries the sign; bytes that only repeat it say nothing more
+        let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) {
+            0xff
+        } else {
+            0
+        };
+        let (low, high) = bytes.split_at(len.min(8));
+        let mut wide = [sign; 8];
+        wide[..low.len()].copy_from_slice(low);
+        let fits = high.iter().all(|&b| b == sign) && (wide[7] ^ sign) & 0x80 == 0;
+        self.push(if fits {
+            Node::Int(i64::from_le_bytes(wide))
+        } else {
+            Node::BigInt(bytes)
         })
     }
 
@@ -337,5 +377,9 @@ impl<'a> Machine<'a> {
 }
 
 fn limit(len: usize) -> Result<(), PickleFault> {
-    if len < MAX_ENTRIES { Ok(()) } else { Err(PickleFault::TooLarge) }
+    if len < MAX_ENTRIES {
+        Ok(())
+    } else {
+        Err(PickleFault::TooLarge)
+    }
 }

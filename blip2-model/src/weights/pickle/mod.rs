@@ -127,7 +127,11 @@ impl<'a> Pickle<'a> {
     pub fn parse(input: &'a [u8]) -> Result<Self, PickleFault> {
         let window = &input[..input.len().min(MAX_BYTES)];
         match machine::run(window) {
-            Ok((nodes, root, consumed)) => Ok(Self { nodes, root, consumed }),
+            Ok((nodes, root, consumed)) => Ok(Self {
+                nodes,
+                root,
+                consumed,
+            }),
             Err(PickleFault::Truncated { .. }) if window.len() < input.len() => Err(PickleFault::TooLarge),
             Err(fault) => Err(fault),
         }
@@ -176,7 +180,9 @@ impl<'a> Pickle<'a> {
         match self.node(id) {
             Node::Tuple(items) | Node::List(items) => Some(items),
             Node::Call { func, args, .. } if self.as_global(*func) == Some(("torch", "Size")) => {
-                let (Node::Tuple(args) | Node::List(args)) = self.node(*args) else { return None };
+                let (Node::Tuple(args) | Node::List(args)) = self.node(*args) else {
+                    return None;
+                };
                 match self.node(*args.first()?) {
                     Node::Tuple(items) | Node::List(items) => Some(items),
                     _ => None,
@@ -198,7 +204,11 @@ impl<'a> Pickle<'a> {
     pub fn as_entries(&self, id: Id) -> Option<&[(Id, Id)]> {
         match self.node(id) {
             Node::Dict(entries) => Some(entries),
-            Node::Call { entries, func, .. } if !entries.is_empty() || self.as_global(*func) == Some(("collections", "OrderedDict")) => Some(entries),
+            Node::Call { entries, func, .. }
+                if !entries.is_empty() || self.as_global(*func) == Some(("collections", "OrderedDict")) =>
+            {
+                Some(entries)
+            }
             _ => None,
         }
     }
@@ -230,6 +240,22 @@ mod tests {
     }
 
     #[test]
+    fn long_integers_are_read_by_value_not_by_length() {
+        let int = |bytes: &[u8]| {
+            let program = [&[0x8a, bytes.len() as u8], bytes, b"."].concat();
+            let pickle = Pickle::parse(&program).unwrap();
+            pickle.as_int(pickle.root())
+        };
+        assert_eq!(int(&[]), Some(0));
+        assert_eq!(int(&[0x80]), Some(-128));
+        assert_eq!(int(&[0x80, 0]), Some(128));
+        assert_eq!(int(&[0, 0, 0, 0, 1, 0, 0, 0, 0, 0]), Some(1 << 32));
+        assert_eq!(int(&[0xfe, 255, 255, 255, 255, 255, 255, 255, 255]), Some(-2));
+        assert_eq!(int(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0]), None);
+        assert_eq!(int(&[255, 255, 255, 255, 255, 255, 255, 0x7f, 255]), None);
+    }
+
+    #[test]
     fn protocol_4_names_and_memo() {
         // pickle.dumps([collections.OrderedDict, "x", "x"], 4) with the string memoised
         let bytes = b"\x80\x04\x95\x2c\x00\x00\x00\x00\x00\x00\x00]\x94(\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93\x94\x8c\x01x\x94h\x04e.";
@@ -243,7 +269,9 @@ mod tests {
     fn a_call_is_recorded_not_made() {
         let bytes = b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.";
         let pickle = Pickle::parse(bytes).unwrap();
-        let Node::Call { func, .. } = pickle.node(pickle.root()) else { panic!("not a call") };
+        let Node::Call { func, .. } = pickle.node(pickle.root()) else {
+            panic!("not a call")
+        };
         assert_eq!(pickle.as_global(*func), Some(("os", "system")));
     }
 
@@ -258,10 +286,22 @@ mod tests {
         assert_eq!(fault(b"NNs."), PickleFault::Stack { offset: 2 });
         assert_eq!(fault(b"NNNs."), PickleFault::NotACollection { offset: 3 });
         assert_eq!(fault(b"}(Nu."), PickleFault::Stack { offset: 3 });
-        assert_eq!(fault(b"X\xff\xff\xff\xffab"), PickleFault::Truncated { offset: 5 });
-        assert_eq!(fault(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff"), PickleFault::Truncated { offset: 9 });
+        assert_eq!(
+            fault(b"X\xff\xff\xff\xffab"),
+            PickleFault::Truncated { offset: 5 }
+        );
+        assert_eq!(
+            fault(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff"),
+            PickleFault::Truncated { offset: 9 }
+        );
         assert_eq!(fault(b"X\x01\x00\x00\x00\xff."), PickleFault::Text { offset: 5 });
-        assert_eq!(fault(b"i"), PickleFault::Opcode { opcode: b'i', offset: 0 });
+        assert_eq!(
+            fault(b"i"),
+            PickleFault::Opcode {
+                opcode: b'i',
+                offset: 0
+            }
+        );
         // values below a mark are out of reach until the mark is gone
         assert_eq!(fault(b"N(\x85."), PickleFault::Stack { offset: 2 });
         assert!(Pickle::parse(b"N(0.").is_ok());

@@ -37,7 +37,10 @@ impl<'a> Container<'a> {
         } else if is_tar(bytes) {
             Err(WeightsError::torch(path, TorchFault::TarFormat))
         } else {
-            Err(WeightsError::NotWeights { path: path.to_owned(), found: guess_content(bytes) })
+            Err(WeightsError::NotWeights {
+                path: path.to_owned(),
+                found: guess_content(bytes),
+            })
         }
     }
 
@@ -48,7 +51,9 @@ impl<'a> Container<'a> {
         const END_RECORD: usize = 22 + u16::MAX as usize;
         let tail = &bytes[bytes.len().saturating_sub(END_RECORD)..];
         if !tail.windows(4).any(|w| w == b"PK\x05\x06") {
-            return Err(fault(zip::result::ZipError::InvalidArchive("no end record".into()).into()));
+            return Err(fault(
+                zip::result::ZipError::InvalidArchive("no end record".into()).into(),
+            ));
         }
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| fault(e.into()))?;
         let mut entries = HashMap::new();
@@ -63,18 +68,35 @@ impl<'a> Container<'a> {
                 .zip(usize::try_from(entry.size()).ok())
                 .and_then(|(start, len)| Some(start..start.checked_add(len)?))
                 .filter(|range| range.end <= bytes.len())
-                .ok_or_else(|| fault(zip::result::ZipError::InvalidArchive("an entry leaves the file".into()).into()))?;
+                .ok_or_else(|| {
+                    fault(zip::result::ZipError::InvalidArchive("an entry leaves the file".into()).into())
+                })?;
             entries.insert(name, range);
         }
 
-        let is_root = |name: &&String| name.split_once('/').map_or(name.as_str(), |(_, rest)| rest) == "data.pkl";
-        let root = entries.keys().filter(is_root).min().cloned().ok_or_else(|| fault(TorchFault::MissingEntry("data.pkl".into())))?;
+        let is_root =
+            |name: &&String| name.split_once('/').map_or(name.as_str(), |(_, rest)| rest) == "data.pkl";
+        let root = entries
+            .keys()
+            .filter(is_root)
+            .min()
+            .cloned()
+            .ok_or_else(|| fault(TorchFault::MissingEntry("data.pkl".into())))?;
         let prefix = root.strip_suffix("data.pkl").unwrap_or_default();
         let pickle = Pickle::parse(&bytes[entries[&root].clone()]).map_err(|e| fault(e.into()))?;
-        let big_endian = entries.get(&format!("{prefix}byteorder")).is_some_and(|r| &bytes[r.clone()] == b"big");
+        let big_endian = entries
+            .get(&format!("{prefix}byteorder"))
+            .is_some_and(|r| &bytes[r.clone()] == b"big");
         let data = format!("{prefix}data/");
-        let storages = entries.into_iter().filter_map(|(name, range)| Some((name.strip_prefix(&data)?.to_owned(), range))).collect();
-        Ok(Self { pickle, storages, big_endian })
+        let storages = entries
+            .into_iter()
+            .filter_map(|(name, range)| Some((name.strip_prefix(&data)?.to_owned(), range)))
+            .collect();
+        Ok(Self {
+            pickle,
+            storages,
+            big_endian,
+        })
     }
 
     /// Before torch 1.6: magic, version, system info, the object, the storage keys, then for every key its number
@@ -101,27 +123,52 @@ impl<'a> Container<'a> {
             }
         }
 
-        let bad = |what| WeightsError::torch(path, TorchFault::InvalidTensor { tensor: "(storage list)".into(), what });
+        let bad = |what| {
+            WeightsError::torch(
+                path,
+                TorchFault::InvalidTensor {
+                    tensor: "(storage list)".into(),
+                    what,
+                },
+            )
+        };
         let mut storages = HashMap::new();
-        for &key in keys.as_items(keys.root()).ok_or_else(|| bad("no list of storage keys"))? {
+        for &key in keys
+            .as_items(keys.root())
+            .ok_or_else(|| bad("no list of storage keys"))?
+        {
             let key = keys.as_str(key).ok_or_else(|| bad("a storage key is no text"))?;
-            let size = element_sizes.get(key).copied().flatten().ok_or_else(|| bad("a storage of unknown type"))?;
+            let size = element_sizes
+                .get(key)
+                .copied()
+                .flatten()
+                .ok_or_else(|| bad("a storage of unknown type"))?;
             let truncated = |expected: usize| WeightsError::Truncated {
                 path: path.to_owned(),
                 expected: expected as u64,
                 found: bytes.len() as u64,
             };
-            let count = *bytes[at..].first_chunk::<8>().ok_or_else(|| truncated(at.saturating_add(8)))?;
+            let count = *bytes[at..]
+                .first_chunk::<8>()
+                .ok_or_else(|| truncated(at.saturating_add(8)))?;
             at += 8;
-            let count = usize::try_from(i64::from_le_bytes(count)).map_err(|_| bad("a storage of negative size"))?;
-            let end = count.checked_mul(size).and_then(|len| at.checked_add(len)).ok_or_else(|| bad("a storage of absurd size"))?;
+            let count =
+                usize::try_from(i64::from_le_bytes(count)).map_err(|_| bad("a storage of negative size"))?;
+            let end = count
+                .checked_mul(size)
+                .and_then(|len| at.checked_add(len))
+                .ok_or_else(|| bad("a storage of absurd size"))?;
             if end > bytes.len() {
                 return Err(truncated(end));
             }
             storages.insert(key.to_owned(), at..end);
             at = end;
         }
-        Ok(Self { pickle, storages, big_endian: false })
+        Ok(Self {
+            pickle,
+            storages,
+            big_endian: false,
+        })
     }
 }
 

@@ -47,10 +47,27 @@ impl TorchFile {
 
     pub(crate) fn from_mapped(file: MappedFile) -> Result<Self> {
         let container = Container::parse(file.path(), file.bytes())?;
-        let StateDict { infos, layouts, top_key, ignored } = state_dict::read(file.path(), &container)?;
-        let by_name = infos.iter().enumerate().map(|(i, info)| (info.name.clone(), i)).collect();
+        let StateDict {
+            infos,
+            layouts,
+            top_key,
+            ignored,
+        } = state_dict::read(file.path(), &container)?;
+        let by_name = infos
+            .iter()
+            .enumerate()
+            .map(|(i, info)| (info.name.clone(), i))
+            .collect();
         let swap_bytes = container.big_endian;
-        Ok(Self { infos, layouts, by_name, swap_bytes, top_key, ignored, file })
+        Ok(Self {
+            infos,
+            layouts,
+            by_name,
+            swap_bytes,
+            top_key,
+            ignored,
+            file,
+        })
     }
 
     /// Whether a file starts like one that torch wrote.
@@ -84,12 +101,19 @@ impl TensorSource for TorchFile {
 
     fn get(&self, name: &str) -> Result<TensorBytes> {
         let Some(&i) = self.by_name.get(name) else {
-            return Err(WeightsError::NoSuchTensor { path: self.path().to_owned(), name: name.to_owned() });
+            return Err(WeightsError::NoSuchTensor {
+                path: self.path().to_owned(),
+                name: name.to_owned(),
+            });
         };
         let TensorInfo { dtype, shape, .. } = &self.infos[i];
         let mut bytes = match &self.layouts[i] {
             Layout::Contiguous(range) => self.file.bytes().slice(range.clone()),
-            Layout::Strided { storage, offset, strides } => {
+            Layout::Strided {
+                storage,
+                offset,
+                strides,
+            } => {
                 let storage = &self.file.bytes()[storage.clone()];
                 Bytes::from(gather(storage, dtype.size(), *offset, shape, strides))
             }
@@ -114,15 +138,15 @@ impl TensorSource for TorchFile {
 
 /// Copies a strided view into row-major order. `offset` and `strides` are in elements; bounds have been checked.
 fn gather(storage: &[u8], element: usize, offset: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
-    let count: usize = shape.iter().product();
-    let mut out = Vec::with_capacity(count * element);
-    let (Some((&inner, outer_shape)), Some((&inner_stride, outer_strides))) = (shape.split_last(), strides.split_last()) else {
+    let mut out = Vec::with_capacity(shape.iter().product::<usize>() * element);
+    let (Some((&inner, outer_shape)), Some((&inner_stride, outer_strides))) =
+        (shape.split_last(), strides.split_last())
+    else {
         out.extend_from_slice(&storage[offset * element..(offset + 1) * element]);
         return out;
     };
     let mut index = vec![0; outer_shape.len()];
-    let rows = if inner == 0 { 0 } else { count / inner };
-    for _ in 0..rows {
+    for _ in 0..outer_shape.iter().product() {
         let start = offset + index.iter().zip(outer_strides).map(|(i, s)| i * s).sum::<usize>();
         if inner_stride == 1 {
             out.extend_from_slice(&storage[start * element..(start + inner) * element]);
@@ -168,7 +192,14 @@ mod tests {
 
     #[test]
     fn every_container_and_view_reads_exactly() {
-        let names = ["dtypes.pth", "views.pth", "views_protocol4.pth", "views_legacy.pth", "big_endian.pth", "mixed.pth"];
+        let names = [
+            "dtypes.pth",
+            "views.pth",
+            "views_protocol4.pth",
+            "views_legacy.pth",
+            "big_endian.pth",
+            "mixed.pth",
+        ];
         for name in names {
             let file = open(name).unwrap();
             fixtures::assert_holds(&file, name);
@@ -188,7 +219,10 @@ mod tests {
 
     #[test]
     fn entries_that_are_no_tensors_are_listed() {
-        assert_eq!(open("mixed.pth").unwrap().ignored(), ["steps", "note", "nested", "value"]);
+        assert_eq!(
+            open("mixed.pth").unwrap().ignored(),
+            ["steps", "note", "nested", "value"]
+        );
     }
 
     #[test]
@@ -196,22 +230,46 @@ mod tests {
         let file = open("views.pth").unwrap();
         let map = file.file.bytes().as_ptr_range();
         for name in ["whole", "tied", "row", "ones_dim"] {
-            assert!(map.contains(&file.get(name).unwrap().bytes().as_ptr()), "{name} was copied");
+            assert!(
+                map.contains(&file.get(name).unwrap().bytes().as_ptr()),
+                "{name} was copied"
+            );
         }
-        assert_eq!(file.get("whole").unwrap().bytes().as_ptr(), file.get("tied").unwrap().bytes().as_ptr());
+        assert_eq!(
+            file.get("whole").unwrap().bytes().as_ptr(),
+            file.get("tied").unwrap().bytes().as_ptr()
+        );
     }
 
     #[test]
     fn what_is_not_supported_is_named() {
         let f = fault(open("sparse.pth"));
-        assert!(matches!(&f, TorchFault::UnsupportedGlobal { tensor, global } if tensor == "s" && global == "torch._utils._rebuild_sparse_tensor"), "{f}");
+        assert!(
+            matches!(&f, TorchFault::UnsupportedGlobal { tensor, global } if tensor == "s" && global == "torch._utils._rebuild_sparse_tensor"),
+            "{f}"
+        );
         assert!(matches!(fault(open("module.pth")), TorchFault::NotADict));
         let err = open("complex.pth").unwrap_err();
-        assert!(matches!(&err, WeightsError::UnsupportedDtype { dtype, .. } if dtype == "torch.ComplexFloatStorage"), "{err}");
+        assert!(
+            matches!(&err, WeightsError::UnsupportedDtype { dtype, .. } if dtype == "torch.ComplexFloatStorage"),
+            "{err}"
+        );
         let err = open("float8.pth").unwrap_err();
-        assert!(matches!(&err, WeightsError::UnsupportedDtype { dtype, .. } if dtype == "torch.Float8_e4m3fnStorage" || dtype == "torch.float8_e4m3fn"), "{err}");
+        assert!(
+            matches!(&err, WeightsError::UnsupportedDtype { dtype, .. } if dtype == "torch.Float8_e4m3fnStorage" || dtype == "torch.float8_e4m3fn"),
+            "{err}"
+        );
         let err = open("dtypes.safetensors").unwrap_err();
-        assert!(matches!(err, WeightsError::NotWeights { found: FileGuess::Unknown, .. }), "{err}");
+        assert!(
+            matches!(
+                err,
+                WeightsError::NotWeights {
+                    found: FileGuess::Unknown,
+                    ..
+                }
+            ),
+            "{err}"
+        );
     }
 
     #[test]
@@ -227,7 +285,9 @@ mod tests {
     /// A stream file around one tensor of four floats.
     fn stream(storage: &str, size: &str, stride: &str, offset: &str, data: &[u8]) -> Vec<u8> {
         let mut out = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.".to_vec();
-        let pickle = format!("\x02}}X\x01\0\0\0tctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\n{storage}\nX\x01\0\0\0kX\x03\0\0\0cpuK\x04NtQ{offset}{size}{stride}\u{89}}}tRs.");
+        let pickle = format!(
+            "\x02}}X\x01\0\0\0tctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\n{storage}\nX\x01\0\0\0kX\x03\0\0\0cpuK\x04NtQ{offset}{size}{stride}\u{89}}}tRs."
+        );
         out.push(0x80);
         // one char per byte
         out.extend(pickle.chars().map(|c| c as u8));
@@ -239,22 +299,58 @@ mod tests {
 
     #[test]
     fn hostile_views_are_faults() {
-        let open = |storage, size, stride, offset, data: &[u8]| opened(&stream(storage, size, stride, offset, data));
+        let open =
+            |storage, size, stride, offset, data: &[u8]| opened(&stream(storage, size, stride, offset, data));
         let good = open("FloatStorage", "K\x04\u{85}", "K\x01\u{85}", "K\0", &[1; 16]).unwrap();
         assert_eq!(good.get("t").unwrap().bytes()[..], [1; 16]);
         // reaches past the end: by size, offset, stride
-        for (size, stride, offset) in [("K\x05\u{85}", "K\x01\u{85}", "K\0"), ("K\x04\u{85}", "K\x01\u{85}", "K\x01"), ("K\x04\u{85}", "K\x02\u{85}", "K\0")] {
-            assert!(matches!(fault(open("FloatStorage", size, stride, offset, &[1; 16])), TorchFault::OutOfStorage { .. }));
+        for (size, stride, offset) in [
+            ("K\x05\u{85}", "K\x01\u{85}", "K\0"),
+            ("K\x04\u{85}", "K\x01\u{85}", "K\x01"),
+            ("K\x04\u{85}", "K\x02\u{85}", "K\0"),
+        ] {
+            assert!(matches!(
+                fault(open("FloatStorage", size, stride, offset, &[1; 16])),
+                TorchFault::OutOfStorage { .. }
+            ));
         }
         // 2^30 copies of one element
-        let f = fault(open("FloatStorage", "J\0\0\0\x40\u{85}", "K\0\u{85}", "K\0", &[1; 16]));
-        assert!(matches!(f, TorchFault::Oversized { bytes: 4294967296, .. }), "{f}");
+        let f = fault(open(
+            "FloatStorage",
+            "J\0\0\0\x40\u{85}",
+            "K\0\u{85}",
+            "K\0",
+            &[1; 16],
+        ));
+        assert!(
+            matches!(
+                f,
+                TorchFault::Oversized {
+                    bytes: 4294967296,
+                    ..
+                }
+            ),
+            "{f}"
+        );
         // 2^64 elements; a negative size; stride count
-        for (size, stride) in [("J\0\0\0\x40J\0\0\0\x40J\0\0\0\x40\u{87}", "K\0K\0K\0\u{87}"), ("J\u{ff}\u{ff}\u{ff}\u{ff}\u{85}", "K\x01\u{85}"), ("K\x04\u{85}", ")")] {
-            assert!(matches!(fault(open("FloatStorage", size, stride, "K\0", &[1; 16])), TorchFault::InvalidTensor { .. }));
+        for (size, stride) in [
+            ("J\0\0\0\x40J\0\0\0\x40J\0\0\0\x40\u{87}", "K\0K\0K\0\u{87}"),
+            ("J\u{ff}\u{ff}\u{ff}\u{ff}\u{85}", "K\x01\u{85}"),
+            ("K\x04\u{85}", ")"),
+        ] {
+            assert!(matches!(
+                fault(open("FloatStorage", size, stride, "K\0", &[1; 16])),
+                TorchFault::InvalidTensor { .. }
+            ));
         }
         // an offset whose product with the stride wraps around
-        let f = fault(open("FloatStorage", "K\x04\u{85}", "\u{8a}\x08\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\x7f\u{85}", "K\0", &[1; 16]));
+        let f = fault(open(
+            "FloatStorage",
+            "K\x04\u{85}",
+            "\u{8a}\x08\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\x7f\u{85}",
+            "K\0",
+            &[1; 16],
+        ));
         assert!(matches!(f, TorchFault::OutOfStorage { .. }), "{f}");
         let err = open("FloatStorage", "K\x04\u{85}", "K\x01\u{85}", "K\0", &[1; 15]).unwrap_err();
         assert!(matches!(err, WeightsError::Truncated { .. }), "{err}");

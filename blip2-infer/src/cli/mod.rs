@@ -1,0 +1,87 @@
+//! Command line: one file per verb. Results go to stdout (with `--json` one object per line), everything else
+//! to stderr. Bad input ends with exit code 2 and a sentence that names the thing and the remedy.
+
+mod backends;
+mod caption;
+mod common;
+mod convert;
+mod embed;
+mod matching;
+mod vqa;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use blip2_model::nn::Kernels;
+use blip2_model::with_backend;
+use clap::{Parser, Subcommand};
+
+pub use common::{CommonArgs, GenerationArgs};
+
+/// BLIP-2 on any GPU or CPU: caption pictures, answer questions about them, match and embed.
+#[derive(Debug, Parser)]
+#[command(name = "blip2", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  blip2 caption photo.jpg --model Salesforce/blip2-opt-2.7b
+  blip2 caption photos/ --model DIR --preset lavis --out captions.jsonl
+  blip2 vqa photo.jpg \"how many dogs?\" --model DIR
+  blip2 vqa photo.jpg \"what is it?\" --candidates answers.txt --model DIR
+  blip2 match photo.jpg \"a cat\" \"a dog\" --model Salesforce/blip2-itm-vit-g";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Describe pictures
+    Caption(caption::CaptionArgs),
+    /// Answer a question about a picture
+    Vqa(vqa::VqaArgs),
+    /// Score how well texts match a picture (ITM logits and probability, ITC cosine)
+    Match(matching::MatchArgs),
+    /// Write embeddings of pictures or texts to a safetensors file
+    Embed(embed::EmbedArgs),
+    /// Write every named intermediate of one forward pass to a safetensors file
+    Trace(embed::TraceArgs),
+    /// Rewrite a checkpoint as Hugging Face safetensors
+    Convert(convert::ConvertArgs),
+    /// List the backends of this build
+    Backends,
+}
+
+/// Something that needs a backend type to run.
+trait Verb {
+    fn common(&self) -> &CommonArgs;
+    fn run<B: Kernels>(&self, device: &B::Device) -> Result<()>;
+}
+
+fn dispatch(verb: &impl Verb) -> Result<()> {
+    let common = verb.common();
+    let kind = blip2_model::backend::BackendKind::choose(common.backend.as_deref())?;
+    with_backend!(kind, B => {
+        use blip2_model::backend::SelectDevice;
+        verb.run::<B>(&B::select_device(common.device))
+    })
+}
+
+/// Parses the arguments, runs the verb, and turns an error into a sentence.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Caption(args) => dispatch(&args),
+        Command::Vqa(args) => dispatch(&args),
+        Command::Match(args) => dispatch(&args),
+        Command::Embed(args) => dispatch(&args),
+        Command::Trace(args) => dispatch(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Backends => backends::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

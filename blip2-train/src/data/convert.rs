@@ -1,0 +1,375 @@
+//! From any format that is read to WebDataset shards, a folder, or an annotation file with pictures.
+//!
+//! Encoded pictures are copied, never decoded. Shards are written one by one under their final name; a stopped
+//! conversion goes on after the last complete shard.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blip2_model::processor::read_header;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::facts::extension_of;
+use super::mixture::{Cursor, Mixture, MixtureConfig, Source, Start};
+use super::output::{AtomicFile, Unique, append, safe_key, write_file};
+use super::prepare::Preparation;
+use super::sample::{DataError, Problem, Sample, Skipped};
+use super::stream::Order;
+
+/// What is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `PREFIX-00000.tar`, ... in a folder.
+    Tar {
+        /// The folder.
+        folder: PathBuf,
+        /// Start of the shard names.
+        prefix: String,
+        /// Samples in a shard.
+        per_shard: u32,
+    },
+    /// `images/` and `captions.jsonl` in a folder.
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// `annotations.json`, a list in LAVIS' form, and `images/`, in a folder.
+    Json {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Converted {
+    /// Samples written, those of an earlier, stopped conversion included.
+    pub samples: u64,
+    /// Samples passed over.
+    pub skipped: u64,
+    /// Shards written.
+    pub shards: u32,
+}
+
+/// State of a stopped conversion to shards.
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    per_shard: u32,
+    cursor: Cursor,
+    done: Converted,
+    complete: bool,
+}
+
+/// Writes all samples of `source` to `target`. `skipped` hears of each sample passed over; `progress` is called with
+/// the samples read so far.
+pub fn convert(
+    source: &Source,
+    target: &Target,
+    skipped: &mut dyn FnMut(&Skipped),
+    progress: &dyn Fn(u64),
+) -> Result<Converted, DataError> {
+    match target {
+        Target::Tar { folder, prefix, per_shard } => to_tar(source, folder, prefix, *per_shard, skipped, progress),
+        Target::Folder { folder } => to_folder(source, folder, false, skipped, progress),
+        Target::Json { folder } => to_folder(source, folder, true, skipped, progress),
+    }
+}
+
+fn in_order(source: &Source, start: Start) -> Result<Mixture, DataError> {
+    let order = Order { shuffle: false, ..Order::default() };
+    Mixture::new(std::slice::from_ref(source), MixtureConfig { order, ..MixtureConfig::default() }, start)
+}
+
+/// The encoded picture with its extension.
+fn picture(sample: &mut Sample) -> Result<(Vec<u8>, &'static str), Problem> {
+    let image = std::mem::replace(&mut sample.image, super::sample::ImageSource::Bytes(Vec::new()));
+    let bytes = image.read(Preparation::default().max_bytes)?;
+    let header = read_header(&bytes, "image").map_err(|e| Problem::Decode(Arc::new(e)))?;
+    Ok((bytes, extension_of(header.format)))
+}
+
+/// Everything but the picture, in the field names that every reader here knows.
+pub(super) fn fields(sample: &Sample) -> Map<String, Value> {
+    let mut out = Map::new();
+    match sample.captions.as_slice() {
+        [] => {}
+        [one] => drop(out.insert("caption".into(), json!(one))),
+        several => drop(out.insert("caption".into(), json!(several))),
+    }
+    if let Some(id) = &sample.image_id {
+        out.insert("image_id".into(), json!(id));
+    }
+    if let Some(q) = &sample.question {
+        out.insert("question".into(), json!(q.text));
+        if let Some(id) = &q.id {
+            out.insert("question_id".into(), json!(id));
+        }
+        // one entry for each annotator, so that the weights come out the same
+        let given = q.answers.iter().flat_map(|a| std::iter::repeat_n(&a.text, a.count as usize));
+        let given: Vec<&String> = given.collect();
+        if !given.is_empty() {
+            out.insert("answer".into(), json!(given));
+        }
+        if !q.choices.is_empty() {
+            out.insert("choices".into(), json!(q.choices));
+            out.insert("correct_choice_idx".into(), json!(q.correct_choice));
+        }
+    }
+    out
+}
+
+/// A name for the sample: its key, with the file's name where keys are mere row numbers.
+fn name_of(sample: &Sample) -> String {
+    if sample.image_index.is_some() {
+        let number = sample.key.parse::<u64>().unwrap_or_default();
+        return format!("{number:08}");
+    }
+    safe_key(&sample.key)
+}
+
+fn to_tar(
+    source: &Source,
+    folder: &Path,
+    prefix: &str,
+    per_shard: u32,
+    skipped: &mut dyn FnMut(&Skipped),
+    progress: &dyn Fn(u64),
+) -> Result<Converted, DataError> {
+    if per_shard == 0 {
+        return Err(DataError::Setting { field: "samples per shard", value: "0".into(), remedy: "at least 1" });
+    }
+    let state_path = folder.join(format!(".{prefix}.convert.json"));
+    let state: Option<Progress> = match std::fs::read(&state_path) {
+        Ok(bytes) => {
+            Some(serde_json::from_slice(&bytes).map_err(|source| DataError::Json { path: state_path.clone(), source })?)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(DataError::Io { path: state_path, source: e }),
+    };
+    if let Some(state) = state.as_ref().filter(|s| s.per_shard != per_shard) {
+        return Err(DataError::CursorMismatch {
+            field: "samples per shard",
+            saved: state.per_shard.to_string(),
+            now: per_shard.to_string(),
+        });
+    }
+    let (start, mut done) = match state {
+        Some(state) if state.complete => {
+            in_order(source, Start::At(state.cursor))?; // complains if the data set is another
+            return Ok(state.done);
+        }
+        Some(state) => (Start::At(state.cursor), state.done),
+        None => (Start::Epoch(0), Converted::default()),
+    };
+    let mut mixture = in_order(source, start)?;
+    let mut ended = false;
+    while !ended {
+        let path = folder.join(format!("{prefix}-{:05}.tar", done.shards));
+        let mut tar = tar::Builder::new(AtomicFile::create(&path)?);
+        let (mut written, mut names) = (0, Unique::default());
+        while written < per_shard {
+            let Some(drawn) = mixture.next_sample()? else {
+                ended = true;
+                break;
+            };
+            progress(done.samples + done.skipped);
+            let (shard, key) = match &drawn.sample {
+                Ok(sample) => (sample.shard.clone(), sample.key.clone()),
+                Err(_) => Default::default(),
+            };
+            let ready = drawn.sample.and_then(|mut sample| {
+                let encoded = picture(&mut sample).map_err(|problem| Skipped { shard, key, problem })?;
+                Ok((sample, encoded))
+            });
+            match ready {
+                Ok((sample, (bytes, extension))) => {
+                    let name = names.of(name_of(&sample));
+                    let text = Value::Object(fields(&sample)).to_string();
+                    let mut members = vec![(extension, bytes.as_slice()), ("json", text.as_bytes())];
+                    if let Some(caption) = sample.captions.first() {
+                        members.push(("txt", caption.as_bytes()));
+                    }
+                    for (extension, body) in members {
+                        append(&mut tar, &format!("{name}.{extension}"), body).map_err(DataError::io(&path))?;
+                    }
+                    written += 1;
+                    done.samples += 1;
+                }
+                Err(skip) => {
+                    done.skipped += 1;
+                    skipped(&skip);
+                }
+            }
+        }
+        if written > 0 {
+            tar.into_inner().map_err(DataError::io(&path))?.commit()?;
+            done.shards += 1;
+        }
+        let state = Progress { per_shard, cursor: mixture.cursor(), done: done.clone(), complete: ended };
+        let bytes = serde_json::to_vec(&state)
+            .map_err(|source| DataError::Json { path: state_path.clone(), source })?;
+        write_file(&state_path, &bytes)?;
+    }
+    Ok(done)
+}
+
+fn to_folder(
+    source: &Source,
+    folder: &Path,
+    list: bool,
+    skipped: &mut dyn FnMut(&Skipped),
+    progress: &dyn Fn(u64),
+) -> Result<Converted, DataError> {
+    let path = folder.join(if list { "annotations.json" } else { "captions.jsonl" });
+    let mut rows = AtomicFile::create(&path)?;
+    let mut names = Unique::default();
+    let mut mixture = in_order(source, Start::Epoch(0))?;
+    let mut done = Converted::default();
+    while let Some(drawn) = mixture.next_sample()? {
+        progress(done.samples + done.skipped);
+        let mut write = |mut sample: Sample| -> Result<Result<Map<String, Value>, Skipped>, DataError> {
+            let (bytes, extension) = match picture(&mut sample) {
+                Ok(encoded) => encoded,
+                Err(problem) => {
+                    return Ok(Err(Skipped { shard: sample.shard, key: sample.key, problem }));
+                }
+            };
+            let image = format!("{}.{extension}", names.of(name_of(&sample)));
+            let file = folder.join("images").join(&image);
+            // a stopped conversion left whole files only: those need not be written again
+            if std::fs::metadata(&file).map_or(true, |m| m.len() != bytes.len() as u64) {
+                write_file(&file, &bytes)?;
+            }
+            let mut row = Map::from_iter([("image".to_owned(), Value::from(format!("images/{image}")))]);
+            row.extend(fields(&sample));
+            Ok(Ok(row))
+        };
+        let row = match drawn.sample {
+            Ok(sample) => write(sample)?,
+            Err(skip) => Err(skip),
+        };
+        match row {
+            Ok(row) => {
+                let before = match (list, done.samples) {
+                    (true, 0) => "[\n",
+                    (true, _) => ",\n",
+                    (false, 0) => "",
+                    (false, _) => "\n",
+                };
+                write!(rows, "{before}{}", Value::Object(row)).map_err(rows.failed())?;
+                done.samples += 1;
+            }
+            Err(skip) => {
+                done.skipped += 1;
+                skipped(&skip);
+            }
+        }
+    }
+    let end = match (list, done.samples) {
+        (true, 0) => "[]\n",
+        (true, _) => "\n]\n",
+        (false, 0) => "",
+        (false, _) => "\n",
+    };
+    rows.write_all(end.as_bytes()).map_err(rows.failed())?;
+    rows.commit()?;
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::SourceConfig;
+    use super::super::testing::{png, tar_bytes};
+    use super::*;
+
+    /// Everything that must survive, by caption or question.
+    fn contents(path: &Path) -> Vec<(Vec<String>, Vec<u8>, Value)> {
+        let config = SourceConfig { pairs: Some(false), ..SourceConfig::new(path.to_string_lossy()) };
+        let mut mixture = in_order(&config.open().unwrap(), Start::Epoch(0)).unwrap();
+        let mut out = Vec::new();
+        while let Some(drawn) = mixture.next_sample().unwrap() {
+            let mut sample = drawn.sample.unwrap();
+            let bytes = picture(&mut sample).unwrap().0;
+            out.push((sample.captions.clone(), bytes, Value::Object(fields(&sample))));
+        }
+        out
+    }
+
+    fn original(dir: &Path) -> Source {
+        let (a, b) = (png(5, 6), png(7, 8));
+        let json = br#"{"caption":["one","two"],"image_id":"7"}"#;
+        let vqa = br#"{"question":"q?","question_id":3,"answer":["x","y","x"],"choices":["x","z"],"correct_choice_idx":0}"#;
+        let files: [(&str, &[u8]); 9] = [
+            ("../up/k.png", &a), ("../up/k.json", json), ("bad.png", b"no picture"), ("bad.txt", b"t"), ("v.PNG", &b),
+            ("v.json", vqa), ("k.png", &b), ("k.txt", "ünïcode \"quoted\"".as_bytes()), ("z.txt", b"no picture"),
+        ];
+        // the tar writer refuses "..", a hostile archive does not
+        let mut bytes = tar_bytes(&files.map(|(n, b)| (if n.starts_with("..") { &n[3..] } else { n }, b)));
+        for at in 0..bytes.len() / 512 {
+            let block = &mut bytes[at * 512..(at + 1) * 512];
+            if block.starts_with(b"up/k.") {
+                let mut header = tar::Header::from_byte_slice(block).clone();
+                let name = [b"../", &block[..20]].concat();
+                header.as_old_mut().name[..23].copy_from_slice(&name);
+                header.set_cksum();
+                block.copy_from_slice(header.as_bytes());
+            }
+        }
+        std::fs::write(dir.join("in.tar"), bytes).unwrap();
+        SourceConfig::new(dir.join("in.tar").to_string_lossy()).open().unwrap()
+    }
+
+    #[test]
+    fn round_trips_keep_everything() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path();
+        let source = original(dir);
+        let mut heard = Vec::new();
+        let mut run = |source: &Source, target| {
+            let done = convert(source, &target, &mut |s| heard.push(s.key.clone()), &|_| {}).unwrap();
+            assert_eq!(done.samples, 3);
+        };
+        run(&source, Target::Tar { folder: dir.join("tar"), prefix: "p".into(), per_shard: 2 });
+        run(&source, Target::Folder { folder: dir.join("f") });
+        let whole = contents(&dir.join("tar"));
+        assert_eq!(whole[0].0, ["one", "two"]);
+        assert_eq!(whole[2].0, ["ünïcode \"quoted\""]);
+        assert_eq!(whole[1].2["answer"], json!(["x", "x", "y"]));
+        assert_eq!(contents(&dir.join("f")), whole);
+        assert!(dir.join("f/images/up/k.png").exists(), "no way out of the folder");
+        let folder =
+            SourceConfig { pairs: Some(false), ..SourceConfig::new(dir.join("f").to_string_lossy()) }.open().unwrap();
+        run(&folder, Target::Json { folder: dir.join("j") });
+        assert_eq!(contents(&dir.join("j/annotations.json")), whole);
+        run(&folder, Target::Tar { folder: dir.join("t2"), prefix: "p".into(), per_shard: 100 });
+        assert_eq!(contents(&dir.join("t2")), whole);
+        assert_eq!(heard, ["bad", "z", "bad", "z"]);
+    }
+
+    #[test]
+    fn a_stopped_conversion_goes_on() {
+        let (dir, set) = super::super::testing::picture_shards(&[8, 8], 0);
+        let source = Source { name: "s".into(), data: super::super::stream::Data::Shards(Arc::new(set)), ratio: None };
+        let out = dir.path().join("out");
+        let target = Target::Tar { folder: out.clone(), prefix: "p".into(), per_shard: 3 };
+        let run = |progress: &dyn Fn(u64)| convert(&source, &target, &mut |_| {}, progress).unwrap();
+        let whole = run(&|_| {});
+        // pictures 9 is cut in half, which its header does not show
+        assert_eq!(whole, Converted { samples: 16, skipped: 0, shards: 6 });
+        let files = || -> Vec<Vec<u8>> {
+            (0..6).map(|i| std::fs::read(out.join(format!("p-{i:05}.tar"))).unwrap()).collect()
+        };
+        let first = files();
+        std::fs::remove_dir_all(&out).unwrap();
+        let stop = std::panic::AssertUnwindSafe(|| run(&|n| assert!(n < 8, "power cut")));
+        assert!(std::panic::catch_unwind(stop).is_err());
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3, "two shards and the state");
+        let seen = std::cell::Cell::new(u64::MAX);
+        assert_eq!(run(&|n| seen.set(seen.get().min(n))), whole);
+        assert_eq!(seen.get(), 6, "went on after the second shard");
+        assert_eq!(files(), first);
+        assert_eq!(run(&|_| panic!("nothing left to read")), whole);
+    }
+}
