@@ -26,6 +26,8 @@ pub enum LanguageConfig {
 }
 
 /// A language model of a kind known at run time.
+// a program holds one: a box would save nothing
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum AnyLanguageModel<B: Backend> {
     /// OPT.

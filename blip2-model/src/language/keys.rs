@@ -235,8 +235,7 @@ mod tests {
 
     #[test]
     fn names_and_paths_are_inverse() {
-        let mut plain = T5Config::default();
-        plain.feed_forward_proj = "relu".into();
+        let plain = T5Config::default();
         let gated = T5Config::preset("flan-t5-xl").unwrap();
         let cases = [
             (
