@@ -60,7 +60,11 @@ pub struct CapFiltConfig {
 
 impl Default for CapFiltConfig {
     fn default() -> Self {
-        let preparation = Preparation { clean: false, needs: Needs::Image, ..Preparation::default() };
+        let preparation = Preparation {
+            clean: false,
+            needs: Needs::Image,
+            ..Preparation::default()
+        };
         Self {
             synthetic: 10,
             keep: 2,
@@ -121,11 +125,19 @@ pub fn capfilt(
     skipped: &mut dyn FnMut(&Skipped),
     progress: &dyn Fn(u64),
 ) -> Result<CapFiltReport, DataError> {
-    let bad = |field, value: usize, remedy| Err(DataError::Setting { field, value: value.to_string(), remedy });
+    let bad = |field, value: usize, remedy| {
+        Err(DataError::Setting {
+            field,
+            value: value.to_string(),
+            remedy,
+        })
+    };
     match () {
         () if config.keep == 0 => return bad("keep", 0, "at least 1"),
         () if config.batch_size == 0 => return bad("batch size", 0, "at least 1"),
-        () if config.rank >= config.world => return bad("rank", config.rank as usize, "below the number of processes"),
+        () if config.rank >= config.world => {
+            return bad("rank", config.rank as usize, "below the number of processes");
+        }
         () => config.preparation.transform.check()?,
     }
     let mut names = std::collections::HashSet::new();
@@ -133,7 +145,11 @@ pub fn capfilt(
     for (i, path) in set.paths.iter().enumerate() {
         let name = shard_name(path);
         if !names.insert(name.clone()) {
-            return bad("shards with one name", i, "put shards of equal name into separate runs");
+            return bad(
+                "shards with one name",
+                i,
+                "put shards of equal name into separate runs",
+            );
         }
         if i as u64 % u64::from(config.world) != u64::from(config.rank) {
             continue;
@@ -143,8 +159,18 @@ pub fn capfilt(
             report.present += 1;
             continue;
         }
-        let one = ShardSet { paths: vec![path.clone()], samples: None, ..set.clone() };
-        let mut job = Job { config, captioner, scorer, report: &mut report, shard: name };
+        let one = ShardSet {
+            paths: vec![path.clone()],
+            samples: None,
+            ..set.clone()
+        };
+        let mut job = Job {
+            config,
+            captioner,
+            scorer,
+            report: &mut report,
+            shard: name,
+        };
         job.run(one, &out, skipped, progress)?;
     }
     Ok(report)
@@ -173,14 +199,23 @@ impl Job<'_> {
         skipped: &mut dyn FnMut(&Skipped),
         progress: &dyn Fn(u64),
     ) -> Result<(), DataError> {
-        let source = Source { name: set.paths[0].to_string_lossy().into(), data: Data::Shards(Arc::new(set)), ratio: None };
+        let source = Source {
+            name: set.paths[0].to_string_lossy().into(),
+            data: Data::Shards(Arc::new(set)),
+            ratio: None,
+        };
         let preparation = self.config.preparation.clone();
         let work: Work<Candidate> = Arc::new(move |source, pass, mut sample| {
             let bytes = sample.image.read(preparation.max_bytes)?;
             sample.image = ImageSource::Bytes(bytes.clone());
             let originals = sample.captions.clone();
             let example = preparation.run(0, source, pass, sample)?;
-            Ok(Candidate { key: example.key, bytes, image: example.image, originals })
+            Ok(Candidate {
+                key: example.key,
+                bytes,
+                image: example.image,
+                originals,
+            })
         });
         let mut tar = tar::Builder::new(AtomicFile::create(out)?);
         let mut keys = Unique::default();
@@ -218,8 +253,11 @@ impl Job<'_> {
         let images: Vec<RgbImage> = batch.iter_mut().map(|w| std::mem::take(&mut w.image)).collect();
         let synthetic = self.captioner.caption(&images, self.config.synthetic);
         let synthetic = self.checked("captioner", synthetic, |_| self.config.synthetic, images.len())?;
-        let candidates: Vec<Vec<String>> =
-            batch.iter().zip(synthetic).map(|(w, s)| distinct(w.originals.iter().cloned().chain(s))).collect();
+        let candidates: Vec<Vec<String>> = batch
+            .iter()
+            .zip(synthetic)
+            .map(|(w, s)| distinct(w.originals.iter().cloned().chain(s)))
+            .collect();
         let scores = self.scorer.score(&images, &candidates);
         let scores = self.checked("scorer", scores, |i| candidates[i].len(), images.len())?;
         for ((work, captions), scores) in batch.drain(..).zip(candidates).zip(scores) {
@@ -245,7 +283,11 @@ impl Job<'_> {
                 Ok(format) => super::facts::extension_of(format),
                 Err(_) => "jpg", // decoded above, so this does not happen
             };
-            let members = [(extension, &work.bytes[..]), ("json", list.as_bytes()), ("capfilt", notes.as_bytes())];
+            let members = [
+                (extension, &work.bytes[..]),
+                ("json", list.as_bytes()),
+                ("capfilt", notes.as_bytes()),
+            ];
             for (extension, body) in members {
                 append(tar, &format!("{key}.{extension}"), body).map_err(DataError::io(out))?;
             }
@@ -263,11 +305,19 @@ impl Job<'_> {
         rows: usize,
     ) -> Result<Vec<Vec<T>>, DataError> {
         let shard = || self.shard.to_string_lossy().into_owned();
-        let answer = answer.map_err(|source| DataError::Model { stage, shard: shard(), source })?;
+        let answer = answer.map_err(|source| DataError::Model {
+            stage,
+            shard: shard(),
+            source,
+        })?;
         let wrong = answer.len() != rows || answer.iter().enumerate().any(|(i, row)| row.len() != wanted(i));
         if wrong {
             let source = ModelError::from("the number of results differs from the number asked for");
-            return Err(DataError::Model { stage, shard: shard(), source });
+            return Err(DataError::Model {
+                stage,
+                shard: shard(),
+                source,
+            });
         }
         Ok(answer)
     }
@@ -276,7 +326,9 @@ impl Job<'_> {
 /// Captions without blank and repeated ones (case and outer space do not count).
 fn distinct(captions: impl Iterator<Item = String>) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
-    captions.filter(|c| !c.trim().is_empty() && seen.insert(c.trim().to_lowercase())).collect()
+    captions
+        .filter(|c| !c.trim().is_empty() && seen.insert(c.trim().to_lowercase()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -298,30 +350,54 @@ mod tests {
             if self.calls == self.fail_at {
                 return Err("out of memory".into());
             }
-            Ok(images.iter().map(|i| (0..n).map(|k| format!("width {}", i.width() + k as u32 / 2)).collect()).collect())
+            Ok(images
+                .iter()
+                .map(|i| {
+                    (0..n)
+                        .map(|k| format!("width {}", i.width() + k as u32 / 2))
+                        .collect()
+                })
+                .collect())
         }
     }
 
     struct Truth;
 
     impl Scorer for Truth {
-        fn score(&mut self, images: &[RgbImage], captions: &[Vec<String>]) -> Result<Vec<Vec<f32>>, ModelError> {
-            let score = |i: &RgbImage, c: &String| match c.strip_prefix("width ").map(|w| w.parse::<i64>().unwrap()) {
+        fn score(
+            &mut self,
+            images: &[RgbImage],
+            captions: &[Vec<String>],
+        ) -> Result<Vec<Vec<f32>>, ModelError> {
+            let score = |i: &RgbImage, c: &String| match c
+                .strip_prefix("width ")
+                .map(|w| w.parse::<i64>().unwrap())
+            {
                 Some(w) => 1.0 - 0.1 * (w - i64::from(i.width())).abs() as f32,
                 None => 0.95,
             };
-            Ok(images.iter().zip(captions).map(|(i, cs)| cs.iter().map(|c| score(i, c)).collect()).collect())
+            Ok(images
+                .iter()
+                .zip(captions)
+                .map(|(i, cs)| cs.iter().map(|c| score(i, c)).collect())
+                .collect())
         }
     }
 
     fn config() -> CapFiltConfig {
-        let mut config = CapFiltConfig { synthetic: 4, batch_size: 3, ..CapFiltConfig::default() };
+        let mut config = CapFiltConfig {
+            synthetic: 4,
+            batch_size: 3,
+            ..CapFiltConfig::default()
+        };
         config.preparation.transform = super::super::augment::Transform::Keep;
         config
     }
 
     fn shards(dir: &tempfile::TempDir) -> ShardSet {
-        let source = SourceConfig::new(format!("{}/*.tar", dir.path().display())).open().unwrap();
+        let source = SourceConfig::new(format!("{}/*.tar", dir.path().display()))
+            .open()
+            .unwrap();
         let Data::Shards(set) = source.data else { panic!() };
         ShardSet::clone(&set)
     }
@@ -334,16 +410,41 @@ mod tests {
         let mut heard = Vec::new();
         let mut run = |fail_at| {
             let mut toy = Toy { calls: 0, fail_at };
-            capfilt(&set, &out, &config(), &mut toy, &mut Truth, &mut |s| heard.push(s.key.clone()), &|_| {})
+            capfilt(
+                &set,
+                &out,
+                &config(),
+                &mut toy,
+                &mut Truth,
+                &mut |s| heard.push(s.key.clone()),
+                &|_| {},
+            )
         };
-        assert!(matches!(run(4), Err(DataError::Model { stage: "captioner", .. })));
+        assert!(matches!(
+            run(4),
+            Err(DataError::Model {
+                stage: "captioner",
+                ..
+            })
+        ));
         let report = run(usize::MAX).unwrap();
-        let want = CapFiltReport { shards: 1, present: 1, samples: 7, skipped: 1, rejected: 0, synthetic: 7, original: 7 };
+        let want = CapFiltReport {
+            shards: 1,
+            present: 1,
+            samples: 7,
+            skipped: 1,
+            rejected: 0,
+            synthetic: 7,
+            original: 7,
+        };
         assert_eq!(report, want);
 
         let mut shard = AnyTarShard::open(&out.join("1.tar"), &TarFields::default(), 0).unwrap();
         let first = shard.next_sample(true).unwrap().unwrap().unwrap();
-        assert_eq!((first.key.as_str(), first.captions), ("s0-4", vec!["width 24".to_owned(), "0 4".to_owned()]));
+        assert_eq!(
+            (first.key.as_str(), first.captions),
+            ("s0-4", vec!["width 24".to_owned(), "0 4".to_owned()])
+        );
         assert_eq!(run(1).unwrap().present, 2);
         assert_eq!(heard, ["s0-9", "s0-9"]);
     }
@@ -354,14 +455,57 @@ mod tests {
         let set = shards(&dir);
         let run = |folder: &str, config: CapFiltConfig| {
             let mut toy = Toy { calls: 0, fail_at: 0 };
-            capfilt(&set, &dir.path().join(folder), &config, &mut toy, &mut Truth, &mut |_| {}, &|_| {}).unwrap()
+            capfilt(
+                &set,
+                &dir.path().join(folder),
+                &config,
+                &mut toy,
+                &mut Truth,
+                &mut |_| {},
+                &|_| {},
+            )
+            .unwrap()
         };
-        assert_eq!(run("a", CapFiltConfig { rank: 0, world: 2, ..config() }).shards, 2);
-        assert_eq!(run("a", CapFiltConfig { rank: 1, world: 2, ..config() }).shards, 1);
-        let strict = run("b", CapFiltConfig { min_score: Some(1.5), ..config() });
+        assert_eq!(
+            run(
+                "a",
+                CapFiltConfig {
+                    rank: 0,
+                    world: 2,
+                    ..config()
+                }
+            )
+            .shards,
+            2
+        );
+        assert_eq!(
+            run(
+                "a",
+                CapFiltConfig {
+                    rank: 1,
+                    world: 2,
+                    ..config()
+                }
+            )
+            .shards,
+            1
+        );
+        let strict = run(
+            "b",
+            CapFiltConfig {
+                min_score: Some(1.5),
+                ..config()
+            },
+        );
         assert_eq!((strict.samples, strict.rejected), (0, 6));
-        let ranked = rank(vec!["a".into(), "b".into(), "c".into(), "d".into()], &[0.5, f32::NAN, 0.9, 0.5]);
+        let ranked = rank(
+            vec!["a".into(), "b".into(), "c".into(), "d".into()],
+            &[0.5, f32::NAN, 0.9, 0.5],
+        );
         assert_eq!(ranked.iter().map(|(c, _)| c.as_str()).collect::<String>(), "cadb");
-        assert_eq!(distinct(["A b", " ", "a B ", "c"].map(str::to_owned).into_iter()), ["A b", "c"]);
+        assert_eq!(
+            distinct(["A b", " ", "a B ", "c"].map(str::to_owned).into_iter()),
+            ["A b", "c"]
+        );
     }
 }

@@ -71,15 +71,29 @@ pub fn convert(
     progress: &dyn Fn(u64),
 ) -> Result<Converted, DataError> {
     match target {
-        Target::Tar { folder, prefix, per_shard } => to_tar(source, folder, prefix, *per_shard, skipped, progress),
+        Target::Tar {
+            folder,
+            prefix,
+            per_shard,
+        } => to_tar(source, folder, prefix, *per_shard, skipped, progress),
         Target::Folder { folder } => to_folder(source, folder, false, skipped, progress),
         Target::Json { folder } => to_folder(source, folder, true, skipped, progress),
     }
 }
 
 fn in_order(source: &Source, start: Start) -> Result<Mixture, DataError> {
-    let order = Order { shuffle: false, ..Order::default() };
-    Mixture::new(std::slice::from_ref(source), MixtureConfig { order, ..MixtureConfig::default() }, start)
+    let order = Order {
+        shuffle: false,
+        ..Order::default()
+    };
+    Mixture::new(
+        std::slice::from_ref(source),
+        MixtureConfig {
+            order,
+            ..MixtureConfig::default()
+        },
+        start,
+    )
 }
 
 /// The encoded picture with its extension.
@@ -107,7 +121,10 @@ pub(super) fn fields(sample: &Sample) -> Map<String, Value> {
             out.insert("question_id".into(), json!(id));
         }
         // one entry for each annotator, so that the weights come out the same
-        let given = q.answers.iter().flat_map(|a| std::iter::repeat_n(&a.text, a.count as usize));
+        let given = q
+            .answers
+            .iter()
+            .flat_map(|a| std::iter::repeat_n(&a.text, a.count as usize));
         let given: Vec<&String> = given.collect();
         if !given.is_empty() {
             out.insert("answer".into(), json!(given));
@@ -138,15 +155,25 @@ fn to_tar(
     progress: &dyn Fn(u64),
 ) -> Result<Converted, DataError> {
     if per_shard == 0 {
-        return Err(DataError::Setting { field: "samples per shard", value: "0".into(), remedy: "at least 1" });
+        return Err(DataError::Setting {
+            field: "samples per shard",
+            value: "0".into(),
+            remedy: "at least 1",
+        });
     }
     let state_path = folder.join(format!(".{prefix}.convert.json"));
     let state: Option<Progress> = match std::fs::read(&state_path) {
-        Ok(bytes) => {
-            Some(serde_json::from_slice(&bytes).map_err(|source| DataError::Json { path: state_path.clone(), source })?)
-        }
+        Ok(bytes) => Some(serde_json::from_slice(&bytes).map_err(|source| DataError::Json {
+            path: state_path.clone(),
+            source,
+        })?),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        Err(e) => return Err(DataError::Io { path: state_path, source: e }),
+        Err(e) => {
+            return Err(DataError::Io {
+                path: state_path,
+                source: e,
+            });
+        }
     };
     if let Some(state) = state.as_ref().filter(|s| s.per_shard != per_shard) {
         return Err(DataError::CursorMismatch {
@@ -192,7 +219,8 @@ fn to_tar(
                         members.push(("txt", caption.as_bytes()));
                     }
                     for (extension, body) in members {
-                        append(&mut tar, &format!("{name}.{extension}"), body).map_err(DataError::io(&path))?;
+                        append(&mut tar, &format!("{name}.{extension}"), body)
+                            .map_err(DataError::io(&path))?;
                     }
                     written += 1;
                     done.samples += 1;
@@ -207,9 +235,16 @@ fn to_tar(
             tar.into_inner().map_err(DataError::io(&path))?.commit()?;
             done.shards += 1;
         }
-        let state = Progress { per_shard, cursor: mixture.cursor(), done: done.clone(), complete: ended };
-        let bytes = serde_json::to_vec(&state)
-            .map_err(|source| DataError::Json { path: state_path.clone(), source })?;
+        let state = Progress {
+            per_shard,
+            cursor: mixture.cursor(),
+            done: done.clone(),
+            complete: ended,
+        };
+        let bytes = serde_json::to_vec(&state).map_err(|source| DataError::Json {
+            path: state_path.clone(),
+            source,
+        })?;
         write_file(&state_path, &bytes)?;
     }
     Ok(done)
@@ -222,7 +257,11 @@ fn to_folder(
     skipped: &mut dyn FnMut(&Skipped),
     progress: &dyn Fn(u64),
 ) -> Result<Converted, DataError> {
-    let path = folder.join(if list { "annotations.json" } else { "captions.jsonl" });
+    let path = folder.join(if list {
+        "annotations.json"
+    } else {
+        "captions.jsonl"
+    });
     let mut rows = AtomicFile::create(&path)?;
     let mut names = Unique::default();
     let mut mixture = in_order(source, Start::Epoch(0))?;
@@ -233,7 +272,11 @@ fn to_folder(
             let (bytes, extension) = match picture(&mut sample) {
                 Ok(encoded) => encoded,
                 Err(problem) => {
-                    return Ok(Err(Skipped { shard: sample.shard, key: sample.key, problem }));
+                    return Ok(Err(Skipped {
+                        shard: sample.shard,
+                        key: sample.key,
+                        problem,
+                    }));
                 }
             };
             let image = format!("{}.{extension}", names.of(name_of(&sample)));
@@ -286,7 +329,10 @@ mod tests {
 
     /// Everything that must survive, by caption or question.
     fn contents(path: &Path) -> Vec<(Vec<String>, Vec<u8>, Value)> {
-        let config = SourceConfig { pairs: Some(false), ..SourceConfig::new(path.to_string_lossy()) };
+        let config = SourceConfig {
+            pairs: Some(false),
+            ..SourceConfig::new(path.to_string_lossy())
+        };
         let mut mixture = in_order(&config.open().unwrap(), Start::Epoch(0)).unwrap();
         let mut out = Vec::new();
         while let Some(drawn) = mixture.next_sample().unwrap() {
@@ -302,8 +348,15 @@ mod tests {
         let json = br#"{"caption":["one","two"],"image_id":"7"}"#;
         let vqa = br#"{"question":"q?","question_id":3,"answer":["x","y","x"],"choices":["x","z"],"correct_choice_idx":0}"#;
         let files: [(&str, &[u8]); 9] = [
-            ("../up/k.png", &a), ("../up/k.json", json), ("bad.png", b"no picture"), ("bad.txt", b"t"), ("v.PNG", &b),
-            ("v.json", vqa), ("k.png", &b), ("k.txt", "ünïcode \"quoted\"".as_bytes()), ("z.txt", b"no picture"),
+            ("../up/k.png", &a),
+            ("../up/k.json", json),
+            ("bad.png", b"no picture"),
+            ("bad.txt", b"t"),
+            ("v.PNG", &b),
+            ("v.json", vqa),
+            ("k.png", &b),
+            ("k.txt", "ünïcode \"quoted\"".as_bytes()),
+            ("z.txt", b"no picture"),
         ];
         // the tar writer refuses "..", a hostile archive does not
         let mut bytes = tar_bytes(&files.map(|(n, b)| (if n.starts_with("..") { &n[3..] } else { n }, b)));
@@ -318,7 +371,9 @@ mod tests {
             }
         }
         std::fs::write(dir.join("in.tar"), bytes).unwrap();
-        SourceConfig::new(dir.join("in.tar").to_string_lossy()).open().unwrap()
+        SourceConfig::new(dir.join("in.tar").to_string_lossy())
+            .open()
+            .unwrap()
     }
 
     #[test]
@@ -331,19 +386,47 @@ mod tests {
             let done = convert(source, &target, &mut |s| heard.push(s.key.clone()), &|_| {}).unwrap();
             assert_eq!(done.samples, 3);
         };
-        run(&source, Target::Tar { folder: dir.join("tar"), prefix: "p".into(), per_shard: 2 });
-        run(&source, Target::Folder { folder: dir.join("f") });
+        run(
+            &source,
+            Target::Tar {
+                folder: dir.join("tar"),
+                prefix: "p".into(),
+                per_shard: 2,
+            },
+        );
+        run(
+            &source,
+            Target::Folder {
+                folder: dir.join("f"),
+            },
+        );
         let whole = contents(&dir.join("tar"));
         assert_eq!(whole[0].0, ["one", "two"]);
         assert_eq!(whole[2].0, ["ünïcode \"quoted\""]);
         assert_eq!(whole[1].2["answer"], json!(["x", "x", "y"]));
         assert_eq!(contents(&dir.join("f")), whole);
         assert!(dir.join("f/images/up/k.png").exists(), "no way out of the folder");
-        let folder =
-            SourceConfig { pairs: Some(false), ..SourceConfig::new(dir.join("f").to_string_lossy()) }.open().unwrap();
-        run(&folder, Target::Json { folder: dir.join("j") });
+        let folder = SourceConfig {
+            pairs: Some(false),
+            ..SourceConfig::new(dir.join("f").to_string_lossy())
+        }
+        .open()
+        .unwrap();
+        run(
+            &folder,
+            Target::Json {
+                folder: dir.join("j"),
+            },
+        );
         assert_eq!(contents(&dir.join("j/annotations.json")), whole);
-        run(&folder, Target::Tar { folder: dir.join("t2"), prefix: "p".into(), per_shard: 100 });
+        run(
+            &folder,
+            Target::Tar {
+                folder: dir.join("t2"),
+                prefix: "p".into(),
+                per_shard: 100,
+            },
+        );
         assert_eq!(contents(&dir.join("t2")), whole);
         assert_eq!(heard, ["bad", "z", "bad", "z"]);
     }
@@ -351,21 +434,42 @@ mod tests {
     #[test]
     fn a_stopped_conversion_goes_on() {
         let (dir, set) = super::super::testing::picture_shards(&[8, 8], 0);
-        let source = Source { name: "s".into(), data: super::super::stream::Data::Shards(Arc::new(set)), ratio: None };
+        let source = Source {
+            name: "s".into(),
+            data: super::super::stream::Data::Shards(Arc::new(set)),
+            ratio: None,
+        };
         let out = dir.path().join("out");
-        let target = Target::Tar { folder: out.clone(), prefix: "p".into(), per_shard: 3 };
+        let target = Target::Tar {
+            folder: out.clone(),
+            prefix: "p".into(),
+            per_shard: 3,
+        };
         let run = |progress: &dyn Fn(u64)| convert(&source, &target, &mut |_| {}, progress).unwrap();
         let whole = run(&|_| {});
         // pictures 9 is cut in half, which its header does not show
-        assert_eq!(whole, Converted { samples: 16, skipped: 0, shards: 6 });
+        assert_eq!(
+            whole,
+            Converted {
+                samples: 16,
+                skipped: 0,
+                shards: 6
+            }
+        );
         let files = || -> Vec<Vec<u8>> {
-            (0..6).map(|i| std::fs::read(out.join(format!("p-{i:05}.tar"))).unwrap()).collect()
+            (0..6)
+                .map(|i| std::fs::read(out.join(format!("p-{i:05}.tar"))).unwrap())
+                .collect()
         };
         let first = files();
         std::fs::remove_dir_all(&out).unwrap();
         let stop = std::panic::AssertUnwindSafe(|| run(&|n| assert!(n < 8, "power cut")));
         assert!(std::panic::catch_unwind(stop).is_err());
-        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3, "two shards and the state");
+        assert_eq!(
+            std::fs::read_dir(&out).unwrap().count(),
+            3,
+            "two shards and the state"
+        );
         let seen = std::cell::Cell::new(u64::MAX);
         assert_eq!(run(&|n| seen.set(seen.get().min(n))), whole);
         assert_eq!(seen.get(), 6, "went on after the second shard");

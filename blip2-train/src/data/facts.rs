@@ -65,7 +65,10 @@ impl Look {
         let refused = |e| Problem::Decode(Arc::new(e));
         let header = read_header(&bytes, "image").map_err(refused)?;
         if self.decode {
-            let options = DecodeOptions { max_pixels: self.max_pixels, ..DecodeOptions::default() };
+            let options = DecodeOptions {
+                max_pixels: self.max_pixels,
+                ..DecodeOptions::default()
+            };
             decode_bytes(&bytes, "image", &options).map_err(refused)?;
         }
         let mut digest = [0; 16];
@@ -96,15 +99,33 @@ pub(super) fn extension_of(format: image::ImageFormat) -> &'static str {
 }
 
 /// A source read once from beginning to end, in file order, with `work` done on every sample.
-pub fn in_order<T: Send + 'static>(source: &Source, threads: usize, work: Work<T>) -> Result<Pipeline<T>, DataError> {
-    let order = Order { shuffle: false, ..Order::default() };
-    let config = MixtureConfig { order, ..MixtureConfig::default() };
+pub fn in_order<T: Send + 'static>(
+    source: &Source,
+    threads: usize,
+    work: Work<T>,
+) -> Result<Pipeline<T>, DataError> {
+    let order = Order {
+        shuffle: false,
+        ..Order::default()
+    };
+    let config = MixtureConfig {
+        order,
+        ..MixtureConfig::default()
+    };
     let mixture = Mixture::new(std::slice::from_ref(source), config, Start::Epoch(0))?;
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         given => given,
     };
-    Ok(Pipeline::new(mixture, Vec::new(), Capacity { threads, in_flight: 64 + 2 * threads }, work))
+    Ok(Pipeline::new(
+        mixture,
+        Vec::new(),
+        Capacity {
+            threads,
+            in_flight: 64 + 2 * threads,
+        },
+        work,
+    ))
 }
 
 /// Looks at every sample of `source`; `each` gets the facts or the reason there are none, in file order.
@@ -139,7 +160,11 @@ impl Histogram {
     /// Counts `value` in the class that starts at `class`.
     pub fn add(&mut self, value: u64, class: u64) {
         *self.classes.entry(class).or_default() += 1;
-        self.min = if self.count == 0 { value } else { self.min.min(value) };
+        self.min = if self.count == 0 {
+            value
+        } else {
+            self.min.min(value)
+        };
         self.max = self.max.max(value);
         self.count += 1;
         self.sum += value;
@@ -147,7 +172,11 @@ impl Histogram {
 
     /// Mean value; 0 without values.
     pub fn mean(&self) -> f64 {
-        if self.count == 0 { 0.0 } else { self.sum as f64 / self.count as f64 }
+        if self.count == 0 {
+            0.0
+        } else {
+            self.sum as f64 / self.count as f64
+        }
     }
 
     /// Lower bound of the class in which the share `q` of all values is reached.

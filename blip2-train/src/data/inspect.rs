@@ -38,7 +38,13 @@ pub struct SheetOptions {
 
 impl Default for SheetOptions {
     fn default() -> Self {
-        Self { count: 40, columns: 8, side: 160, lines: 5, shuffle: None }
+        Self {
+            count: 40,
+            columns: 8,
+            side: 160,
+            lines: 5,
+            shuffle: None,
+        }
     }
 }
 
@@ -73,8 +79,20 @@ pub struct Sheet {
 
 /// Draws the first samples of `source`.
 pub fn inspect(source: &Source, options: SheetOptions) -> Result<Sheet, DataError> {
-    let bad = |field, value: u32, remedy| Err(DataError::Setting { field, value: value.to_string(), remedy });
-    let SheetOptions { count, columns, side, lines, shuffle } = options;
+    let bad = |field, value: u32, remedy| {
+        Err(DataError::Setting {
+            field,
+            value: value.to_string(),
+            remedy,
+        })
+    };
+    let SheetOptions {
+        count,
+        columns,
+        side,
+        lines,
+        shuffle,
+    } = options;
     match () {
         () if !(1..=10_000).contains(&count) => return bad("count", count as u32, "1 to 10000"),
         () if !(1..=64).contains(&columns) => return bad("columns", columns, "1 to 64"),
@@ -83,13 +101,28 @@ pub fn inspect(source: &Source, options: SheetOptions) -> Result<Sheet, DataErro
         () => {}
     }
     let defaults = Order::default();
-    let order = Order { shuffle: shuffle.is_some(), seed: shuffle.unwrap_or(defaults.seed), ..defaults };
-    let config = MixtureConfig { order, ..MixtureConfig::default() };
+    let order = Order {
+        shuffle: shuffle.is_some(),
+        seed: shuffle.unwrap_or(defaults.seed),
+        ..defaults
+    };
+    let config = MixtureConfig {
+        order,
+        ..MixtureConfig::default()
+    };
     let mixture = Mixture::new(std::slice::from_ref(source), config, Start::Epoch(0))?;
     let work: Work<(Shown, RgbImage)> = Arc::new(move |_, _, sample| thumbnail(sample, side));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let (mut shown, mut pictures, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    for item in Pipeline::new(mixture, Vec::new(), Capacity { threads, in_flight: count.min(64) }, work) {
+    for item in Pipeline::new(
+        mixture,
+        Vec::new(),
+        Capacity {
+            threads,
+            in_flight: count.min(64),
+        },
+        work,
+    ) {
         match item?.outcome {
             Ok((entry, picture)) => {
                 shown.push(entry);
@@ -101,7 +134,11 @@ pub fn inspect(source: &Source, options: SheetOptions) -> Result<Sheet, DataErro
             break;
         }
     }
-    Ok(Sheet { image: draw(&shown, &pictures, options), shown, skipped })
+    Ok(Sheet {
+        image: draw(&shown, &pictures, options),
+        shown,
+        skipped,
+    })
 }
 
 fn thumbnail(sample: Sample, side: u32) -> Result<(Shown, RgbImage), Problem> {
@@ -130,7 +167,9 @@ fn thumbnail(sample: Sample, side: u32) -> Result<(Shown, RgbImage), Problem> {
 }
 
 fn draw(shown: &[Shown], pictures: &[RgbImage], options: SheetOptions) -> RgbImage {
-    let SheetOptions { columns, side, lines, .. } = options;
+    let SheetOptions {
+        columns, side, lines, ..
+    } = options;
     let line = GLYPH + 2;
     let (cell_w, cell_h) = (side + GAP, side + (lines + 1) * line + GAP);
     let rows = (shown.len() as u32).div_ceil(columns).max(1);
@@ -141,7 +180,13 @@ fn draw(shown: &[Shown], pictures: &[RgbImage], options: SheetOptions) -> RgbIma
         image::imageops::replace(&mut sheet, picture, i64::from(left + dx), i64::from(top + dy));
         let per_line = (side / GLYPH) as usize;
         let tail: Vec<char> = entry.key.chars().rev().take(per_line).collect();
-        text(&mut sheet, left, top + side + 2, &tail.into_iter().rev().collect::<String>(), GREY);
+        text(
+            &mut sheet,
+            left,
+            top + side + 2,
+            &tail.into_iter().rev().collect::<String>(),
+            GREY,
+        );
         for (n, words) in (0u32..lines).zip(wrap(&caption_text(entry), per_line)) {
             text(&mut sheet, left, top + side + 2 + (n + 1) * line, &words, INK);
         }
@@ -154,7 +199,12 @@ fn caption_text(entry: &Shown) -> String {
         let answers: Vec<&str> = q.answers.iter().map(|a| a.text.as_str()).collect();
         format!("Q: {} A: {}", q.text, answers.join(", "))
     });
-    let parts: Vec<&str> = entry.captions.iter().map(String::as_str).chain(question.as_deref()).collect();
+    let parts: Vec<&str> = entry
+        .captions
+        .iter()
+        .map(String::as_str)
+        .chain(question.as_deref())
+        .collect();
     parts.join(" | ")
 }
 
@@ -211,18 +261,46 @@ mod tests {
     #[test]
     fn a_sheet_holds_the_good_samples_and_their_text() {
         let (_dir, set) = picture_shards(&[12], 0);
-        let source = Source { name: "s".into(), data: Data::Shards(Arc::new(set)), ratio: None };
-        let options = SheetOptions { count: 11, columns: 4, side: 64, lines: 2, shuffle: None };
+        let source = Source {
+            name: "s".into(),
+            data: Data::Shards(Arc::new(set)),
+            ratio: None,
+        };
+        let options = SheetOptions {
+            count: 11,
+            columns: 4,
+            side: 64,
+            lines: 2,
+            shuffle: None,
+        };
         let sheet = inspect(&source, options).unwrap();
         assert_eq!((sheet.shown.len(), sheet.skipped.len()), (11, 1));
         assert_eq!(sheet.image.dimensions(), (4 * 72 + 8, 3 * (64 + 30 + 8) + 8));
         assert_eq!(sheet.shown[10].key, "s0-11");
         assert_eq!((sheet.shown[1].width, sheet.shown[1].height), (21, 30));
         // caption "0 0" below the first picture: ink where the font has it, paper left of it
-        let row: Vec<bool> = (0..24).map(|x| (0..8).any(|y| *sheet.image.get_pixel(8 + x, 8 + 64 + 2 + 10 + y) == INK)).collect();
+        let row: Vec<bool> = (0..24)
+            .map(|x| (0..8).any(|y| *sheet.image.get_pixel(8 + x, 8 + 64 + 2 + 10 + y) == INK))
+            .collect();
         assert!(row[..8].contains(&true) && row[16..].contains(&true) && !row[8..16].contains(&true));
-        assert!(inspect(&source, SheetOptions { columns: 0, ..options }).is_err());
-        let mixed = inspect(&source, SheetOptions { shuffle: Some(1), ..options }).unwrap();
+        assert!(
+            inspect(
+                &source,
+                SheetOptions {
+                    columns: 0,
+                    ..options
+                }
+            )
+            .is_err()
+        );
+        let mixed = inspect(
+            &source,
+            SheetOptions {
+                shuffle: Some(1),
+                ..options
+            },
+        )
+        .unwrap();
         assert_ne!(mixed.shown[0].key, sheet.shown[0].key);
     }
 }

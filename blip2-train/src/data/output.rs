@@ -17,7 +17,10 @@ pub struct AtomicFile {
 impl AtomicFile {
     /// Starts writing beside `path`; folders are made.
     pub fn create(path: &Path) -> Result<Self, DataError> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".").suffix(".partial");
@@ -25,7 +28,10 @@ impl AtomicFile {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
         let file = builder.tempfile_in(folder).map_err(DataError::io(folder))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(1 << 20, file) })
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufWriter::with_capacity(1 << 20, file),
+        })
     }
 
     /// Syncs and renames into place, over a file of that name.
@@ -69,7 +75,18 @@ pub fn safe_key(name: &str) -> String {
     let pieces: Vec<String> = name
         .split('/')
         .filter(|piece| !piece.is_empty() && piece.chars().any(|c| c != '.'))
-        .map(|piece| piece.chars().map(|c| if c.is_alphanumeric() || "-_".contains(c) { c } else { '_' }).collect())
+        .map(|piece| {
+            piece
+                .chars()
+                .map(|c| {
+                    if c.is_alphanumeric() || "-_".contains(c) {
+                        c
+                    } else {
+                        '_'
+                    }
+                })
+                .collect()
+        })
         .collect();
     // a file name holds 255 bytes; the extension needs some
     let mut key = pieces.join("/");
@@ -121,7 +138,10 @@ mod tests {
         assert_eq!(safe_key("/.."), "_");
         assert_eq!(safe_key(&"é".repeat(300)).len(), 200);
         let mut unique = Unique::default();
-        let got: Vec<String> = ["a", "b", "a", "a-2", "a"].iter().map(|n| unique.of((*n).into())).collect();
+        let got: Vec<String> = ["a", "b", "a", "a-2", "a"]
+            .iter()
+            .map(|n| unique.of((*n).into()))
+            .collect();
         assert_eq!(got, ["a", "b", "a-2", "a-2-2", "a-3"]);
     }
 

@@ -74,7 +74,13 @@ pub fn weigh_answers<S: AsRef<str>>(answers: &[S]) -> Vec<Answer> {
         }
     }
     let total = answers.len() as f32;
-    out.into_iter().map(|(text, count)| Answer { text, count, weight: count as f32 / total }).collect()
+    out.into_iter()
+        .map(|(text, count)| Answer {
+            text,
+            count,
+            weight: count as f32 / total,
+        })
+        .collect()
 }
 
 /// One example before decoding.
@@ -390,7 +396,14 @@ mod tests {
         ]);
         let pairs: Vec<(&str, f32)> = weighed.iter().map(|a| (a.text.as_str(), a.weight)).collect();
         assert_eq!(pairs, [("yes", 0.7), ("no", 0.2), ("maybe", 0.1)]);
-        assert_eq!(weigh_answers(&["cat"]), [Answer { text: "cat".into(), count: 1, weight: 1.0 }]);
+        assert_eq!(
+            weigh_answers(&["cat"]),
+            [Answer {
+                text: "cat".into(),
+                count: 1,
+                weight: 1.0
+            }]
+        );
         assert!(weigh_answers::<&str>(&[]).is_empty());
     }
 

@@ -76,7 +76,11 @@ impl SourceConfig {
     /// Opens the data set: reads annotation files, checks that shards exist.
     pub fn open(&self) -> Result<Source, DataError> {
         let name = self.name.clone().unwrap_or_else(|| self.path.clone());
-        Ok(Source { name, data: self.data()?, ratio: self.ratio })
+        Ok(Source {
+            name,
+            data: self.data()?,
+            ratio: self.ratio,
+        })
     }
 
     fn data(&self) -> Result<Data, DataError> {
@@ -86,7 +90,9 @@ impl SourceConfig {
             return self.shards(paths);
         }
         if paths.len() > 1 {
-            return Err(DataError::UnknownKind { path: self.path.clone().into() });
+            return Err(DataError::UnknownKind {
+                path: self.path.clone().into(),
+            });
         }
         let annotations = AnnotationConfig {
             images: self.images.clone(),
@@ -163,10 +169,19 @@ mod tests {
         assert_eq!(rows(format!("{base}/f/captions.csv")), 1);
 
         let error = |path: String| SourceConfig::new(path).open().err();
-        assert!(matches!(error(format!("{base}/none.tar")), Some(DataError::Io { .. })));
-        assert!(matches!(error(format!("{base}/none")), Some(DataError::Io { .. })));
+        assert!(matches!(
+            error(format!("{base}/none.tar")),
+            Some(DataError::Io { .. })
+        ));
+        assert!(matches!(
+            error(format!("{base}/none")),
+            Some(DataError::Io { .. })
+        ));
         std::fs::write(dir.path().join("x.bin"), "").unwrap();
-        assert!(matches!(error(format!("{base}/x.bin")), Some(DataError::UnknownKind { .. })));
+        assert!(matches!(
+            error(format!("{base}/x.bin")),
+            Some(DataError::UnknownKind { .. })
+        ));
         assert!(serde_json::from_str::<SourceConfig>(r#"{"path":"x","imges":"y"}"#).is_err());
     }
 }

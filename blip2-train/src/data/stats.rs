@@ -48,13 +48,16 @@ impl Stats {
         *self.shards.entry(facts.shard.to_string()).or_default() += 1;
         self.image_bytes += facts.bytes;
         *self.formats.entry(facts.format).or_default() += 1;
-        self.width.add(facts.width.into(), u64::from(facts.width) / 64 * 64);
-        self.height.add(facts.height.into(), u64::from(facts.height) / 64 * 64);
+        self.width
+            .add(facts.width.into(), u64::from(facts.width) / 64 * 64);
+        self.height
+            .add(facts.height.into(), u64::from(facts.height) / 64 * 64);
         let count = facts.captions.len() as u64;
         self.captions_per_sample.add(count, count);
         if facts.question {
             self.questions += 1;
-            self.answers_per_question.add(facts.answers.into(), facts.answers.into());
+            self.answers_per_question
+                .add(facts.answers.into(), facts.answers.into());
         }
         for caption in facts.captions {
             let words = caption.split_whitespace().count() as u64;
@@ -67,8 +70,19 @@ impl Stats {
 }
 
 /// Goes through `source` once. `progress` is called with the samples seen so far.
-pub fn stats(source: &Source, needs: Needs, threads: usize, progress: &dyn Fn(u64)) -> Result<Stats, DataError> {
-    let look = Look { decode: false, needs, max_pixels: u64::MAX, max_bytes: 1 << 30, threads };
+pub fn stats(
+    source: &Source,
+    needs: Needs,
+    threads: usize,
+    progress: &dyn Fn(u64),
+) -> Result<Stats, DataError> {
+    let look = Look {
+        decode: false,
+        needs,
+        max_pixels: u64::MAX,
+        max_bytes: 1 << 30,
+        threads,
+    };
     let (mut stats, mut captions, mut seen) = (Stats::default(), HashMap::new(), 0);
     survey(source, look, &mut |outcome| {
         match outcome {
@@ -97,7 +111,11 @@ mod tests {
     #[test]
     fn counts_of_a_small_set() {
         let (_dir, set) = picture_shards(&[7, 5], 0);
-        let source = Source { name: "s".into(), data: Data::Shards(Arc::new(set)), ratio: None };
+        let source = Source {
+            name: "s".into(),
+            data: Data::Shards(Arc::new(set)),
+            ratio: None,
+        };
         let got = stats(&source, Needs::Caption, 2, &|_| {}).unwrap();
         // a PNG cut in half still has its header
         assert_eq!((got.samples, got.bad.len(), got.formats["png"]), (12, 0, 12));

@@ -69,7 +69,15 @@ struct Seen {
 
 impl Seen {
     fn new(limit: usize) -> Self {
-        Self { first: HashMap::new(), found: Duplicates { groups: 0, extra: 0, examples: Vec::new() }, limit }
+        Self {
+            first: HashMap::new(),
+            found: Duplicates {
+                groups: 0,
+                extra: 0,
+                examples: Vec::new(),
+            },
+            limit,
+        }
     }
 
     fn add(&mut self, value: [u8; 16], shard: u32, key: &str, shards: &[String]) {
@@ -81,8 +89,13 @@ impl Seen {
         self.found.groups += u64::from(!*repeated);
         *repeated = true;
         if self.found.examples.len() < self.limit {
-            let name = |shard: u32, key: &str| Name { shard: shards[shard as usize].clone(), key: key.to_owned() };
-            self.found.examples.push((name(*first_shard, first_key), name(shard, key)));
+            let name = |shard: u32, key: &str| Name {
+                shard: shards[shard as usize].clone(),
+                key: key.to_owned(),
+            };
+            self.found
+                .examples
+                .push((name(*first_shard, first_key), name(shard, key)));
         }
     }
 }
@@ -111,14 +124,34 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { needs: Needs::Caption, max_pixels: Preparation::default().max_pixels, threads: 0, list: 100 }
+        Self {
+            needs: Needs::Caption,
+            max_pixels: Preparation::default().max_pixels,
+            threads: 0,
+            list: 100,
+        }
     }
 }
 
 /// Goes through `source` once. `progress` is called with the samples seen so far.
-pub fn verify(source: &Source, options: VerifyOptions, progress: &dyn Fn(u64)) -> Result<Verification, DataError> {
-    let VerifyOptions { needs, max_pixels, threads, list } = options;
-    let look = Look { decode: true, needs, max_pixels, max_bytes: Preparation::default().max_bytes, threads };
+pub fn verify(
+    source: &Source,
+    options: VerifyOptions,
+    progress: &dyn Fn(u64),
+) -> Result<Verification, DataError> {
+    let VerifyOptions {
+        needs,
+        max_pixels,
+        threads,
+        list,
+    } = options;
+    let look = Look {
+        decode: true,
+        needs,
+        max_pixels,
+        max_bytes: Preparation::default().max_bytes,
+        threads,
+    };
     let (mut seen, mut good) = (0, 0);
     let (mut kinds, mut bad) = (BTreeMap::new(), Vec::new());
     let (mut images, mut pairs, mut captions) = (Seen::new(list), Seen::new(list), Seen::new(list));
@@ -131,8 +164,15 @@ pub fn verify(source: &Source, options: VerifyOptions, progress: &dyn Fn(u64)) -
             Err(skipped) => {
                 *kinds.entry(skipped.problem.kind()).or_default() += 1;
                 if bad.len() < list {
-                    let name = Name { shard: skipped.shard.to_string(), key: skipped.key };
-                    bad.push(Bad { name, kind: skipped.problem.kind(), reason: skipped.problem.to_string() });
+                    let name = Name {
+                        shard: skipped.shard.to_string(),
+                        key: skipped.key,
+                    };
+                    bad.push(Bad {
+                        name,
+                        kind: skipped.problem.kind(),
+                        reason: skipped.problem.to_string(),
+                    });
                 }
                 return;
             }
@@ -145,11 +185,24 @@ pub fn verify(source: &Source, options: VerifyOptions, progress: &dyn Fn(u64)) -
         images.add(facts.digest, shard, &facts.key, &shards);
         if let Some(caption) = facts.captions.first() {
             captions.add(half_digest(&[caption.as_bytes()]), shard, &facts.key, &shards);
-            pairs.add(half_digest(&[&facts.digest, caption.as_bytes()]), shard, &facts.key, &shards);
+            pairs.add(
+                half_digest(&[&facts.digest, caption.as_bytes()]),
+                shard,
+                &facts.key,
+                &shards,
+            );
         }
     })?;
     let (same_image, same_pair, same_caption) = (images.found, pairs.found, captions.found);
-    Ok(Verification { seen, good, kinds, bad, same_image, same_pair, same_caption })
+    Ok(Verification {
+        seen,
+        good,
+        kinds,
+        bad,
+        same_image,
+        same_pair,
+        same_caption,
+    })
 }
 
 #[cfg(test)]
@@ -165,8 +218,21 @@ mod tests {
     fn bad_samples_and_duplicates_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (png(9, 9), png(8, 9));
-        let first = [("0.png", a.as_slice()), ("0.txt", b"cat"), ("1.png", &a[..60]), ("1.txt", b"dog"), ("2.png", &b), ("2.txt", b"cat")];
-        let second = [("0.png", a.as_slice()), ("0.txt", b"cat"), ("1.png", &a), ("1.txt", b"cow"), ("2.png", &b)];
+        let first = [
+            ("0.png", a.as_slice()),
+            ("0.txt", b"cat"),
+            ("1.png", &a[..60]),
+            ("1.txt", b"dog"),
+            ("2.png", &b),
+            ("2.txt", b"cat"),
+        ];
+        let second = [
+            ("0.png", a.as_slice()),
+            ("0.txt", b"cat"),
+            ("1.png", &a),
+            ("1.txt", b"cow"),
+            ("2.png", &b),
+        ];
         let paths: Vec<_> = [("x.tar", tar_bytes(&first)), ("y.tar", tar_bytes(&second))]
             .into_iter()
             .map(|(name, bytes)| {
@@ -175,11 +241,18 @@ mod tests {
             })
             .collect();
         let data = Data::Shards(Arc::new(ShardSet::new(paths).unwrap()));
-        let source = Source { name: "s".into(), data, ratio: None };
+        let source = Source {
+            name: "s".into(),
+            data,
+            ratio: None,
+        };
         let got = verify(&source, VerifyOptions::default(), &|_| {}).unwrap();
         assert_eq!((got.seen, got.good), (6, 4));
         assert_eq!(got.kinds, BTreeMap::from([("decode", 1), ("missing_caption", 1)]));
-        assert_eq!((got.bad[0].name.key.as_str(), got.bad[1].name.key.as_str()), ("1", "2"));
+        assert_eq!(
+            (got.bad[0].name.key.as_str(), got.bad[1].name.key.as_str()),
+            ("1", "2")
+        );
         assert!(got.bad[1].name.shard.ends_with("y.tar"));
         let counts = |d: &Duplicates| (d.groups, d.extra);
         assert_eq!(counts(&got.same_image), (1, 2));

@@ -2,11 +2,12 @@
 //! as constants; where it trains, the backward pass stops at the border, the processes add up what each
 //! of them wants from every picture, and the encoder's own backward pass starts from that sum.
 
+use blip2_model::checkpoint::Keys;
 use blip2_model::nn::kernels::as_dtype;
 use blip2_model::nn::{Context, Kernels};
 use blip2_model::qformer::Bridge;
 use blip2_model::vision::{AnyEncoder, ImageEncoder};
-use burn::module::{AutodiffModule, Module};
+use burn::module::Module;
 use burn::tensor::{
     DType, Tensor, TensorData,
     backend::{AutodiffBackend, Backend},
@@ -17,7 +18,7 @@ use crate::distributed::Collective;
 use crate::params::{self, Named};
 
 /// A module all of whose parameters train.
-pub trait Trainable<B: AutodiffBackend>: AutodiffModule<B> {
+pub trait Trainable<B: AutodiffBackend>: Module<B> {
     /// The frozen image encoder that stands beside the module; `()` where the encoder is inside.
     type Encoder;
 
@@ -33,8 +34,13 @@ pub trait Trainable<B: AutodiffBackend>: AutodiffModule<B> {
         ctx: &Context,
     ) -> Result<Encoded<B>, StageError>;
 
-    /// Path of a parameter in the key tables of the model crate, below `bridge.` or `vision.`.
-    fn engine_path(name: &str) -> String;
+    /// The language model to use instead of the frozen one, if this module adapts it.
+    fn language_model<L: Module<B>>(&self, _frozen: &L) -> Option<L> {
+        None
+    }
+
+    /// Name in files of a parameter of this module.
+    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
 
     /// Last word on gradients before they leave the step.
     fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
@@ -69,15 +75,11 @@ where
         device: &B::Device,
         _ctx: &Context,
     ) -> Result<Encoded<B>, StageError> {
-        let tokens = match images {
-            Images::Pixels(pixels) => frozen_tokens(encoder, pixels, device),
-            Images::Features(tokens) => Tensor::from_data(tokens.clone(), (device, DType::F32)),
-        };
-        Ok(Encoded { tokens, graph: None })
+        Ok(Encoded::frozen(encoder, images, device))
     }
 
-    fn engine_path(name: &str) -> String {
-        format!("bridge.{name}")
+    fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
+        keys.name(&format!("bridge.{name}"))
     }
 }
 
@@ -119,10 +121,10 @@ where
         })
     }
 
-    fn engine_path(name: &str) -> String {
+    fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         match name.strip_prefix("encoder.") {
-            Some(rest) => format!("vision.{rest}"),
-            None => name.to_string(),
+            Some(rest) => keys.name(&format!("vision.{rest}")),
+            None => keys.name(name),
         }
     }
 
@@ -132,8 +134,8 @@ where
         for (name, grad) in gradients.iter_mut() {
             if name.ends_with("self_attn.qkv.bias") {
                 let width = grad.dims()[0] / 3;
-                let zeros = Tensor::zeros([width], &grad.device());
-                *grad = grad.clone().slice_assign([width..2 * width], zeros);
+                let part = |i: usize| grad.clone().narrow(0, i * width, width);
+                *grad = Tensor::cat(vec![part(0), part(1).zeros_like(), part(2)], 0);
             }
         }
     }
@@ -151,6 +153,21 @@ pub struct Border<B: AutodiffBackend> {
     graph: Option<Tensor<B, 3>>,
     offset: usize,
     batch: usize,
+}
+
+impl<B> Encoded<B>
+where
+    B: AutodiffBackend,
+    B::InnerBackend: Kernels,
+{
+    /// Tokens of a frozen encoder, or stored ones.
+    pub fn frozen(encoder: &AnyEncoder<B::InnerBackend>, images: &Images, device: &B::Device) -> Self {
+        let tokens = match images {
+            Images::Pixels(pixels) => frozen_tokens(encoder, pixels, device),
+            Images::Features(tokens) => Tensor::from_data(tokens.clone(), (device, DType::F32)),
+        };
+        Self { tokens, graph: None }
+    }
 }
 
 impl<B: AutodiffBackend> Encoded<B> {

@@ -60,6 +60,9 @@ pub struct Stage1<B: AutodiffBackend, M: Trainable<B>> {
     module: PhantomData<M>,
 }
 
+/// Picture identities of this process and of all.
+type ImageIds = (Vec<i64>, Vec<i64>);
+
 /// What the three losses share within a step.
 struct Parts<'a, B: AutodiffBackend> {
     bridge: &'a Bridge<B>,
@@ -177,7 +180,7 @@ where
         &self,
         batch: &PairBatch,
         step: &StepContext<'_, B>,
-    ) -> Result<Option<(Vec<i64>, Vec<i64>)>, StageError> {
+    ) -> Result<Option<ImageIds>, StageError> {
         if !self.config.image_ids {
             return Ok(None);
         }

@@ -8,6 +8,7 @@ use blip2_model::nn::kernels::as_dtype;
 use blip2_model::nn::mask::ids_tensor;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::qformer::Bridge;
+use burn::module::Module;
 use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,7 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
     M: Trainable<B>,
-    L: LanguageModel<B>,
+    L: LanguageModel<B> + Module<B>,
 {
     type Module = M;
     type Batch = LmBatch;
@@ -79,9 +80,9 @@ where
         let llm_ctx = if self.config.llm_dropout { &ctx } else { &eval };
         let prompt = self.prompt(tokens, batch);
         let target = &batch.target;
-        let logits = self
-            .llm
-            .teacher_forced(prompt, &target.ids, &target.mask, llm_ctx);
+        let adapted = module.language_model(&*self.llm);
+        let llm = adapted.as_ref().unwrap_or(&self.llm);
+        let logits = llm.teacher_forced(prompt, &target.ids, &target.mask, llm_ctx);
         let loss = losses::lm(logits, &batch.labels, step.normaliser);
         border.finish(module, vec![("lm", loss)], step)
     }
@@ -92,7 +93,7 @@ where
     B: AutodiffBackend + Kernels,
     B::InnerBackend: Kernels,
     M: Trainable<B>,
-    L: LanguageModel<B>,
+    L: LanguageModel<B> + Module<B>,
 {
     /// Image tokens `[B, N, C]` -> queries in the language model's space, `[B, Q, d_llm]`.
     fn soft_tokens(

@@ -267,12 +267,16 @@ fn one_pair_alone_trains_without_negatives() {
     let itc: f32 = out.losses[0].1.clone().into_scalar();
     // one candidate: exactly 0 but for the order of additions in the smoothing
     assert!(itc.abs() < 1e-6);
-    assert!(out.gradients.values().all(|g| params::to_host(g).iter().all(|v| v.is_finite())));
+    assert!(
+        out.gradients
+            .values()
+            .all(|g| params::to_host(g).iter().all(|v| v.is_finite()))
+    );
 }
 
 #[test]
 fn stored_features_equal_recomputed_ones_and_cannot_train_an_encoder() {
-    let module: Bridge<B> = stage2_bridge(qformer(), &device());
+    let module: Bridge<B> = stage2_bridge(without_dropout(qformer()), &device());
     let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
     let encoder = encoder::<Flex>(&device());
     let mut batch = captions(0, 2);
@@ -280,7 +284,12 @@ fn stored_features_equal_recomputed_ones_and_cannot_train_an_encoder() {
         unreachable!()
     };
     let tokens = encoded::frozen_tokens(&encoder, pixels, &device()).into_data();
-    let stage = Stage2::<B, Bridge<B>, _>::new(encoder, llm.clone(), Stage2Config::default(), device());
+    let stage = Stage2::<B, Bridge<B>, _>::new(
+        encoder,
+        llm.clone(),
+        Stage2Config { llm_dropout: false },
+        device(),
+    );
     let step = context(stage.target_count(&batch) as f64);
     let loss = |batch: &LmBatch| -> f32 {
         let out = stage.step(&module, batch, &step).unwrap();
@@ -297,4 +306,130 @@ fn stored_features_equal_recomputed_ones_and_cannot_train_an_encoder() {
     let stage = Stage2::<B, WithEncoder<B>, _>::new((), llm, Stage2Config::default(), device());
     let error = stage.step(&module, &batch, &step).unwrap_err();
     assert!(matches!(error, StageError::FeaturesForTrainedEncoder));
+}
+
+/// Recomputing activations in the backward pass is a choice of the backend type; nothing else changes.
+#[test]
+fn activation_checkpointing_gives_the_same_gradients() {
+    use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+    fn gradients<C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy>() -> params::Named<Flex>
+    {
+        type A<C> = Autodiff<Flex, C>;
+        let module: Bridge<A<C>> = stage1_bridge(without_dropout(qformer()), &device());
+        let config = Stage1Config {
+            dec_token: DEC,
+            ..Stage1Config::default()
+        };
+        let stage = Stage1::<A<C>, Bridge<A<C>>>::new(encoder(&device()), config, device());
+        let batch = pairs(0, 4);
+        let step = context(stage.target_count(&batch) as f64);
+        stage.step(&module, &batch, &step).unwrap().gradients
+    }
+    let plain = gradients::<burn::backend::autodiff::checkpoint::strategy::NoCheckpointing>();
+    let balanced = gradients::<BalancedCheckpointing>();
+    assert_eq!(plain.len(), balanced.len());
+    for (name, grad) in plain {
+        assert_eq!(
+            params::to_host(&grad),
+            params::to_host(&balanced[&name]),
+            "{name}"
+        );
+    }
+}
+
+/// Mixed precision: frozen parts in half, everything that trains in f32.
+#[test]
+fn a_half_precision_encoder_differs_by_its_rounding_and_trains_f32() {
+    use burn::tensor::DType;
+    let with = |dtype: DType| {
+        params::replace(encoder::<Flex>(&device()), |info| {
+            let values = initial_values(info);
+            (info.shape.len() > 1).then(|| values.convert_dtype(dtype))
+        })
+    };
+    let batch = captions(0, 3);
+    let Images::Pixels(pixels) = &batch.images else {
+        unreachable!()
+    };
+    let tokens = |dtype| {
+        let tokens = encoded::frozen_tokens(&with(dtype), pixels, &device());
+        assert_eq!(tokens.dtype(), DType::F32);
+        params::to_host(&tokens.reshape([-1]))
+    };
+    let full = tokens(DType::F32);
+    let error = |other: Vec<f32>| {
+        full.iter()
+            .zip(other)
+            .fold(0f32, |m, (a, b)| m.max((a - b).abs()))
+    };
+    let largest = full.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let (half, brain) = (error(tokens(DType::F16)), error(tokens(DType::BF16)));
+    // weights with 11 and 8 bits; a dozen roundings add up to a few units
+    assert!(
+        half > 0.0 && half < 4.0 * 2f32.powi(-11) * largest,
+        "{half} of {largest}"
+    );
+    assert!(
+        brain > half && brain < 4.0 * 2f32.powi(-8) * largest,
+        "{brain} of {largest}"
+    );
+
+    let module: Bridge<B> = stage2_bridge(qformer(), &device());
+    let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
+    let stage = Stage2::<B, Bridge<B>, _>::new(with(DType::F16), llm, Stage2Config::default(), device());
+    let step = context(stage.target_count(&batch) as f64);
+    let out = stage.step(&module, &batch, &step).unwrap();
+    assert!(out.gradients.values().all(|grad| grad.dtype() == DType::F32));
+}
+
+/// The tiny encoder's start, as [`encoder`] draws it.
+fn initial_values(info: &params::ParamInfo) -> burn::tensor::TensorData {
+    let draw = crate::initial::encoder_rule(info, &Default::default());
+    let values = draw.values(2, &info.name, info.len());
+    burn::tensor::TensorData::new(values, info.shape.clone())
+}
+
+#[test]
+fn queries_start_with_the_feed_forward_of_the_text() {
+    let module = crate::initial::copy_text_to_query(stage1_bridge::<Flex>(qformer(), &device()));
+    let values = params::values(&module);
+    let mut compared = 0;
+    for (name, value) in &values {
+        if name.contains("ffn_query") {
+            let text = &values[&name.replace("ffn_query", "ffn_text")];
+            assert_eq!(params::to_host(value), params::to_host(text), "{name}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 3 * 6);
+}
+
+/// Visual question answering: the Q-Former reads the question too, so its text branch trains; only the
+/// last layer's text rows lead nowhere.
+#[test]
+fn a_question_reaches_the_queries() {
+    use blip2_model::qformer::BridgeConfig;
+    let mut sizes = qformer();
+    sizes.use_qformer_text_input = true;
+    let bridge = BridgeConfig::stage2(sizes, 4, 1e-5, LLM_WIDTH).init::<B>(&device());
+    let module = crate::initial::initialise(bridge, 1, crate::initial::bridge_rule);
+    let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
+    let stage = Stage2::<B, Bridge<B>, _>::new(encoder(&device()), llm, Stage2Config::default(), device());
+    let mut batch = captions(0, 3);
+    batch.qformer_text = Some(pairs(7, 3).text);
+    let out = stage
+        .step(&module, &batch, &context(stage.target_count(&batch) as f64))
+        .unwrap();
+    let missing: Vec<_> = params::list(&module)
+        .into_iter()
+        .map(|info| info.name)
+        .filter(|name| !out.gradients.contains_key(name))
+        .collect();
+    assert!(
+        missing
+            .iter()
+            .all(|name| name.starts_with("qformer.layers.2.ffn_text")),
+        "{missing:?}"
+    );
+    assert!(trained(&out.gradients).contains("qformer.embeddings.word_embeddings.weight"));
 }

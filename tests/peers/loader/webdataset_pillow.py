@@ -16,7 +16,7 @@ import time
 import numpy as np
 import PIL
 import webdataset
-from PIL import Image
+from PIL import Image, features
 
 
 def crop_box(width, height):
@@ -52,7 +52,7 @@ def main():
     print(json.dumps(dict(images=images, wall_s=round(wall, 3), cpu_s=round(cpu, 3), check=check,
                           peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
                           pillow=PIL.__version__, webdataset=webdataset.__version__,
-                          turbo=PIL.features.version("libjpeg_turbo") if hasattr(PIL, "features") else None)))
+                          turbo=features.version("libjpeg_turbo"))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+//! Ctrl-C (and termination): the first finishes the step and saves, the second ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A request to stop, shared between signal handler and loop.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// One that only [`Interrupt::request`] sets.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One that Ctrl-C and termination signals set. At most one per process.
+    pub fn on_signals() -> Result<Self, ctrlc::Error> {
+        let interrupt = Self::new();
+        let flag = interrupt.clone();
+        ctrlc::set_handler(move || {
+            if flag.0.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            eprintln!("stopping after this step; press Ctrl-C again to stop at once without saving");
+        })?;
+        Ok(interrupt)
+    }
+
+    /// Asks the loop to stop after its step.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody asked.
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}

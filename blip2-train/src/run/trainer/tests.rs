@@ -1,0 +1,547 @@
+//! The loop on tiny models: accumulation, processes, exact resume, guard, interrupt, best checkpoint.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use blip2_model::backend::Flex;
+use blip2_model::checkpoint::huggingface;
+use blip2_model::config::Blip2Config;
+use blip2_model::qformer::Bridge;
+use burn::backend::Autodiff;
+use burn::tensor::backend::BackendTypes;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::distributed::local;
+use crate::optim::{AdamWConfig, ScalerConfig, Schedule, Shape};
+use crate::run::{LossValidation, SourceError};
+use crate::stage::testing::*;
+use crate::stage::{Frozen, Images, LmBatch, PairBatch, Stage1, Stage1Config, Stage2, Stage2Config};
+
+type Ad = Autodiff<Flex>;
+type Module = Bridge<Ad>;
+
+fn device() -> <Ad as BackendTypes>::Device {
+    Default::default()
+}
+
+fn keys() -> Keys {
+    huggingface::keys(&Blip2Config::from_json("{}").unwrap())
+}
+
+fn config(steps: u64) -> TrainerConfig {
+    TrainerConfig {
+        steps,
+        accumulate: 1,
+        clip_norm: Some(5.0),
+        optimizer: AdamWConfig::default(),
+        schedule: Schedule {
+            peak: 3e-3,
+            min: 1e-4,
+            warmup_from: 1e-4,
+            warmup_steps: 3,
+            shape: Shape::Cosine,
+        },
+        scaler: None,
+        token_mean: TokenMean::Global,
+        seed: 11,
+        log_every: 1,
+        validate_every: 0,
+        checkpoint_every: 0,
+        keep_last: 2,
+        best: None,
+        flops: None,
+    }
+}
+
+/// Batches `0, 1, 2, ...` of an endless set; `stride` and `first` share them among processes.
+struct Counter<T> {
+    next: usize,
+    batch: usize,
+    first: usize,
+    stride: usize,
+    make: fn(usize, usize) -> T,
+}
+
+impl<T> Counter<T> {
+    fn new(batch: usize, make: fn(usize, usize) -> T) -> Self {
+        Self {
+            next: 0,
+            batch,
+            first: 0,
+            stride: batch,
+            make,
+        }
+    }
+}
+
+impl<T> BatchSource<T> for Counter<T> {
+    fn next_batch(&mut self) -> Result<T, SourceError> {
+        let first = self.next * self.stride + self.first;
+        self.next += 1;
+        Ok((self.make)(first, self.batch))
+    }
+
+    fn cursor(&self) -> Value {
+        self.next.into()
+    }
+
+    fn seek(&mut self, cursor: &Value) -> Result<(), SourceError> {
+        self.next = cursor.as_u64().ok_or("a cursor is a number")? as usize;
+        Ok(())
+    }
+}
+
+type Captioning = Stage2<Ad, Module, ToyLm<Ad>>;
+
+fn captioning() -> (Captioning, Module) {
+    let llm = Frozen::new::<Ad>(toy_lm::<Ad>(&device()));
+    let options = Stage2Config { llm_dropout: false };
+    let module = stage2_bridge(without_dropout(qformer()), &device());
+    (Stage2::new(encoder(&device()), llm, options, device()), module)
+}
+
+fn contrasting(dropout: bool) -> (Stage1<Ad, Module>, Module) {
+    let sizes = if dropout {
+        qformer()
+    } else {
+        without_dropout(qformer())
+    };
+    let options = Stage1Config {
+        dec_token: DEC,
+        ..Stage1Config::default()
+    };
+    let module = stage1_bridge(sizes, &device());
+    (Stage1::new(encoder(&device()), options, device()), module)
+}
+
+fn host_values(module: &Module) -> BTreeMap<String, Vec<f32>> {
+    let values = params::values(module).into_iter();
+    values
+        .map(|(name, value)| (name, params::to_host(&value)))
+        .collect()
+}
+
+/// How far apart two runs from `start` have come, relative to how far they went (Euclidean norms).
+fn distance(start: &Module, a: &Module, b: &Module) -> f64 {
+    let (start, a, b) = (host_values(start), host_values(a), host_values(b));
+    let (mut apart, mut way) = (0f64, 0f64);
+    for (name, start) in &start {
+        for ((s, a), b) in start.iter().zip(&a[name]).zip(&b[name]) {
+            apart += f64::from(a - b).powi(2);
+            way += f64::from(a - s).powi(2);
+        }
+    }
+    (apart / way).sqrt()
+}
+
+fn train_captions(config: TrainerConfig, batch: usize, folder: &Path) -> Module {
+    let (stage, module) = captioning();
+    let parts = RunParts::new(folder, keys());
+    let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
+    trainer.run(&mut Counter::new(batch, captions), &mut ()).unwrap();
+    trainer.module().clone()
+}
+
+#[test]
+fn accumulated_micro_batches_equal_one_large_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = train_captions(config(3), 6, &folder.path().join("whole"));
+    let parts = TrainerConfig {
+        accumulate: 3,
+        ..config(3)
+    };
+    let parts = train_captions(parts, 2, &folder.path().join("parts"));
+    // sums in another order, which Adam magnifies where a gradient is mostly rounding
+    let error = distance(&captioning().1, &whole, &parts);
+    assert!(error < 1e-3, "{error}");
+    // and the batches differ in their token counts, so a mean of means would be something else
+    let counts: Vec<_> = (0..3)
+        .map(|i| captioning().0.target_count(&captions(2 * i, 2)))
+        .collect();
+    assert!(counts.iter().any(|&n| n != counts[0]), "{counts:?}");
+}
+
+#[test]
+fn four_processes_with_two_pairs_each_equal_one_with_eight() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = {
+        let (stage, module) = contrasting(false);
+        let parts = RunParts::new(folder.path().join("one"), keys());
+        let mut trainer = Trainer::open(config(3), parts, stage, module, device()).unwrap();
+        trainer.run(&mut Counter::new(8, pairs), &mut ()).unwrap();
+        trainer.module().clone()
+    };
+    let losses = |run: &str| -> Vec<f64> {
+        let rows = super::super::log::read(&folder.path().join(run)).unwrap();
+        let names = ["itc", "itm", "itg", "gradient_norm"];
+        rows.iter()
+            .flat_map(|row| names.map(|name| row[name].as_f64().unwrap()))
+            .collect()
+    };
+    let four = local::run(4, |me| {
+        let (stage, module) = contrasting(false);
+        let parts = RunParts {
+            collective: me,
+            ..RunParts::new(folder.path().join("four"), keys())
+        };
+        let rank = Collective::<Flex>::rank(me);
+        let mut source = Counter {
+            first: 2 * rank,
+            stride: 8,
+            ..Counter::new(2, pairs)
+        };
+        let mut trainer = Trainer::open(config(3), parts, stage, module, device()).unwrap();
+        trainer.run(&mut source, &mut ()).unwrap();
+        trainer.module().clone()
+    });
+    for module in &four[1..] {
+        assert_eq!(
+            host_values(module),
+            host_values(&four[0]),
+            "processes drifted apart"
+        );
+    }
+    for (one, four) in losses("one").iter().zip(losses("four")) {
+        assert!((one - four).abs() < 1e-5 * one, "{one} and {four}");
+    }
+    // three updates of up to 1e-4 each, see above
+    // sums in another order, which Adam magnifies where a gradient is mostly rounding
+    let error = distance(&contrasting(false).1, &one, &four[0]);
+    assert!(error < 1e-3, "{error}");
+}
+
+#[test]
+fn training_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let (stage, module) = contrasting(false);
+    let parts = RunParts::new(folder.path(), keys());
+    let mut trainer = Trainer::open(config(60), parts, stage, module, device()).unwrap();
+    // the same eight pairs again and again
+    let mut source = Counter {
+        stride: 0,
+        ..Counter::new(8, pairs)
+    };
+    trainer.run(&mut source, &mut ()).unwrap();
+    let rows = super::super::log::read(folder.path()).unwrap();
+    let loss = |row: usize, name: &str| rows[row][name].as_f64().unwrap();
+    // at the start nothing is known: ln 8, about ln 2 or more, ln 40
+    assert!((loss(0, "itc") - 8f64.ln()).abs() < 0.3, "{}", loss(0, "itc"));
+    assert!((loss(0, "itg") - 40f64.ln()).abs() < 0.3, "{}", loss(0, "itg"));
+    for name in ["itc", "itg"] {
+        assert!(loss(59, name) < 0.7 * loss(0, name), "{name}: {}", loss(59, name));
+    }
+}
+
+#[test]
+fn an_interrupted_run_saves_and_goes_on_to_the_same_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = train_captions(config(4), 3, &folder.path().join("whole"));
+
+    let (stage, module) = captioning();
+    let parts = RunParts::new(folder.path().join("parts"), keys());
+    parts.interrupt.request();
+    let mut trainer = Trainer::open(config(4), parts, stage, module, device()).unwrap();
+    let outcome = trainer.run(&mut Counter::new(3, captions), &mut ()).unwrap();
+    assert_eq!(outcome, Outcome::Interrupted { step: 1 });
+    let parts = train_captions(config(4), 3, &folder.path().join("parts"));
+    assert_eq!(host_values(&whole), host_values(&parts));
+    let rows = super::super::log::read(&folder.path().join("parts")).unwrap();
+    let steps: Vec<_> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_power_of_two_on_the_loss_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = train_captions(config(3), 3, &folder.path().join("plain"));
+    let scaled = TrainerConfig {
+        scaler: Some(ScalerConfig::default()),
+        ..config(3)
+    };
+    let scaled = train_captions(scaled, 3, &folder.path().join("scaled"));
+    assert_eq!(host_values(&plain), host_values(&scaled));
+}
+
+#[test]
+fn a_step_that_is_not_finite_stops_the_run_and_names_the_samples() {
+    fn poisoned(first: usize, batch: usize) -> LmBatch {
+        let mut batch = captions(first, batch);
+        if let (4, Images::Pixels(pixels)) = (first, &mut batch.images) {
+            let mut values: Vec<f32> = pixels.iter::<f32>().collect();
+            values[7] = f32::NAN;
+            *pixels = TensorData::new(values, pixels.shape.clone());
+        }
+        batch
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (stage, module) = captioning();
+    let parts = RunParts::new(folder.path(), keys());
+    let mut trainer = Trainer::open(config(9), parts, stage, module, device()).unwrap();
+    let error = trainer.run(&mut Counter::new(2, poisoned), &mut ()).unwrap_err();
+    let RunError::NotFinite { step: 2, report } = error else {
+        panic!("{error}");
+    };
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(
+        report["micro_batches"][0]["keys"],
+        serde_json::json!(["pair-4", "pair-5"])
+    );
+    assert_eq!(report["micro_batches"][0]["losses"][0][1], "NaN");
+    // the weights are still those of the last good step
+    assert!(
+        host_values(trainer.module())
+            .values()
+            .flatten()
+            .all(|v| v.is_finite())
+    );
+}
+
+#[test]
+fn the_best_checkpoint_outlives_newer_ones() {
+    struct Peak;
+    impl Validate<Ad, Captioning> for Peak {
+        fn validate(
+            &mut self,
+            moment: &Moment<'_, Ad, Captioning>,
+        ) -> Result<Vec<(String, f64)>, SourceError> {
+            Ok(vec![("score".into(), -(moment.step as f64 - 2.0).abs())])
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (stage, module) = captioning();
+    let config = TrainerConfig {
+        validate_every: 1,
+        checkpoint_every: 1,
+        keep_last: 1,
+        best: Some(BestRule {
+            metric: "score".into(),
+            higher: true,
+        }),
+        ..config(5)
+    };
+    let parts = RunParts::new(folder.path(), keys());
+    let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
+    trainer.run(&mut Counter::new(2, captions), &mut Peak).unwrap();
+    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    assert_eq!(store.steps().unwrap(), [2, 5]);
+}
+
+#[test]
+fn held_out_losses_are_those_of_the_batches_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, batches: Vec<LmBatch>| {
+        let (stage, module) = captioning();
+        let config = TrainerConfig {
+            validate_every: 2,
+            ..config(2)
+        };
+        let folder = folder.path().join(name);
+        let parts = RunParts::new(&folder, keys());
+        let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
+        let mut validation = LossValidation::new(batches, 3);
+        trainer
+            .run(&mut Counter::new(2, captions), &mut validation)
+            .unwrap();
+        let rows = super::super::log::read(&folder).unwrap();
+        let row = rows.iter().find(|row| row["kind"] == "validation").unwrap();
+        row["lm"].as_f64().unwrap()
+    };
+    let one = run("one", vec![captions(50, 6)]);
+    let three = run("three", vec![captions(50, 2), captions(52, 2), captions(54, 2)]);
+    // the same sums in another order
+    assert!((one - three).abs() < 1e-5, "{one} and {three}");
+}
+
+#[test]
+fn a_checkpoint_loads_as_a_complete_bridge() {
+    use blip2_model::checkpoint::{DtypePolicy, Loader};
+    use blip2_model::weights::safetensors::SafetensorsFile;
+    let folder = tempfile::tempdir().unwrap();
+    let trained = train_captions(config(2), 2, folder.path());
+    let path = folder.path().join("checkpoints/step-00000002").join(MODEL);
+    let (file, keys) = (SafetensorsFile::open(&path).unwrap(), keys());
+    let mut loader = Loader::new(&file, &keys, DtypePolicy::f32());
+    let fresh = stage2_bridge::<Ad>(without_dropout(qformer()), &device());
+    let loaded = loader.load(fresh, "bridge");
+    loader.finish(false).unwrap();
+    assert_eq!(host_values(&trained), host_values(&loaded));
+}
+
+#[test]
+fn resuming_on_other_weights_or_another_architecture_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |digest: &str, stage, module| {
+        let parts = RunParts {
+            frozen: BTreeMap::from([("image encoder".to_string(), digest.to_string())]),
+            ..RunParts::new(folder.path(), keys())
+        };
+        Trainer::<Ad, Captioning>::open(config(1), parts, stage, module, device())
+    };
+    let (stage, module) = captioning();
+    let mut trainer = open("a", stage, module).unwrap();
+    trainer.run(&mut Counter::new(2, captions), &mut ()).unwrap();
+
+    let (stage, module) = captioning();
+    let error = open("b", stage, module).err().unwrap();
+    assert!(error.to_string().contains("image encoder"), "{error}");
+
+    let (stage, _) = captioning();
+    let mut deeper = without_dropout(qformer());
+    deeper.num_hidden_layers = 4;
+    let error = open("a", stage, stage2_bridge(deeper, &device())).err().unwrap();
+    let RunError::Checkpoint(CheckpointError::Mismatch { missing, unknown, .. }) = error else {
+        panic!("{error}");
+    };
+    assert!(unknown.is_empty() && missing.iter().all(|name| name.contains("layer.3")));
+}
+
+/// The run that the kill test kills: stage 1 with dropout, a checkpoint after every second step.
+/// Does nothing unless the parent names a folder.
+#[test]
+fn child() {
+    let Some(folder) = std::env::var_os("BLIP2_TEST_RUN") else {
+        return;
+    };
+    let steps: u64 = std::env::var("BLIP2_TEST_STEPS").unwrap().parse().unwrap();
+    let (stage, module) = contrasting(true);
+    let config = TrainerConfig {
+        checkpoint_every: 2,
+        accumulate: 2,
+        ..config(steps)
+    };
+    let parts = RunParts {
+        interrupt: Interrupt::on_signals().unwrap(),
+        ..RunParts::new(Path::new(&folder), keys())
+    };
+    let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
+    trainer
+        .run(
+            &mut Counter::new(3, pairs as fn(usize, usize) -> PairBatch),
+            &mut (),
+        )
+        .unwrap();
+}
+
+fn spawn(folder: &Path, steps: u64, pause: &str) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "run::trainer::tests::child", "--test-threads", "1"])
+        .env("BLIP2_TEST_RUN", folder)
+        .env("BLIP2_TEST_STEPS", steps.to_string())
+        .env("BLIP2_TEST_CHECKPOINT_PAUSE_US", pause)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Whether a checkpoint is being written or deleted at this moment.
+fn is_writing(run: &Path) -> bool {
+    let entries = std::fs::read_dir(run.join("checkpoints"));
+    let mut names = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
+    names.any(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// Kills a run `kills` times, every second time at a random moment of its life, otherwise at a random
+/// moment of a checkpoint, and compares what it finally reaches with a run that nobody disturbed.
+fn kill_and_compare(kills: usize, steps: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let calm = folder.path().join("calm");
+    let start = Instant::now();
+    assert!(spawn(&calm, steps, "0").wait().unwrap().success());
+    let calm_time = start.elapsed();
+
+    let rough = folder.path().join("rough");
+    let mut rng = ChaCha8Rng::seed_from_u64(steps);
+    let (mut done, mut attempt, mut during_write) = (0, 0, 0);
+    while done < kills {
+        attempt += 1;
+        assert!(attempt < 20 * kills, "the run does not get anywhere");
+        let mut child = spawn(&rough, steps, "150");
+        if attempt % 2 == 0 {
+            // a life may be all start-up on a busy machine, so lives get longer
+            let longest = calm_time.as_micros() as u64 / 4 + 10_000 * attempt as u64;
+            std::thread::sleep(Duration::from_micros(rng.random_range(1000..longest)));
+        } else {
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..300_000)));
+            while !is_writing(&rough) && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..40_000)));
+        }
+        if child.try_wait().unwrap().is_some() {
+            // it finished before enough kills: begin again
+            std::fs::remove_dir_all(&rough).unwrap();
+            continue;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        done += 1;
+        during_write += usize::from(is_writing(&rough));
+    }
+    assert!(spawn(&rough, steps, "0").wait().unwrap().success());
+    eprintln!("{done} kills, {during_write} of them during a checkpoint");
+    assert!(during_write > 0, "no kill hit a checkpoint");
+    let last = format!("checkpoints/step-{steps:08}");
+    for file in [MODEL, OPTIMIZER] {
+        let bytes = |run: &Path| std::fs::read(run.join(&last).join(file)).unwrap();
+        assert!(bytes(&calm) == bytes(&rough), "{file} differs");
+    }
+    let left = CheckpointStore::open(&rough, 2).unwrap().steps().unwrap();
+    assert_eq!(left.last(), Some(&steps));
+    let rows = super::super::log::read(&rough).unwrap();
+    let logged: Vec<_> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
+    assert_eq!(logged, (1..=steps).collect::<Vec<_>>());
+}
+
+/// The first Ctrl-C (or `kill`) ends the step, saves and leaves; going on gives the undisturbed weights.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_step_and_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (calm, asked) = (folder.path().join("calm"), folder.path().join("asked"));
+    let steps = 40;
+    assert!(spawn(&calm, steps, "0").wait().unwrap().success());
+    let mut child = spawn(&asked, steps, "0");
+    while super::super::log::read(&asked).map_or(true, |rows| rows.is_empty()) {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it could be asked to"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let signal = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(signal.success());
+    assert!(child.wait().unwrap().success());
+    let stopped = *CheckpointStore::open(&asked, 2)
+        .unwrap()
+        .steps()
+        .unwrap()
+        .last()
+        .unwrap();
+    assert!(stopped < steps, "it did not stop");
+    assert!(spawn(&asked, steps, "0").wait().unwrap().success());
+    let bytes =
+        |run: &Path| std::fs::read(run.join(format!("checkpoints/step-{steps:08}")).join(MODEL)).unwrap();
+    assert!(bytes(&calm) == bytes(&asked));
+}
+
+#[test]
+fn a_run_killed_at_random_moments_ends_with_the_same_bits() {
+    kill_and_compare(5, 16);
+}
+
+#[test]
+#[ignore = "half a minute of kills"]
+fn a_run_killed_sixty_times_ends_with_the_same_bits() {
+    kill_and_compare(60, 120);
+}
