@@ -74,6 +74,7 @@ impl<B: Kernels> Session<B> {
         let kind = model.language.as_ref().map(|language| match language {
             AnyLanguageModel::Opt(_) => TokenizerKind::Opt,
             AnyLanguageModel::T5(_) => TokenizerKind::T5,
+            AnyLanguageModel::Llama(_) => TokenizerKind::Llama,
         });
         let language_tokenizer = kind
             .map(|kind| TextTokenizer::from_folder(&opened.folder, kind))

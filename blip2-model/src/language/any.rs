@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use super::{Architecture, DecodeState, LanguageModel, Opt, OptConfig, Prompt, T5, T5Config};
+use super::{
+    Architecture, DecodeState, LanguageModel, Llama, LlamaConfig, Opt, OptConfig, Prompt, T5, T5Config,
+};
 use crate::config::ConfigError;
 use crate::nn::{Context, Kernels, PadMask};
 
@@ -18,15 +20,22 @@ pub enum LanguageConfig {
     /// T5 and Flan-T5.
     #[serde(rename = "t5")]
     T5(T5Config),
+    /// LLaMA and Vicuna.
+    #[serde(rename = "llama")]
+    Llama(LlamaConfig),
 }
 
 /// A language model of a kind known at run time.
+// a program holds one: a box would save nothing
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum AnyLanguageModel<B: Backend> {
     /// OPT.
     Opt(Opt<B>),
     /// T5 and Flan-T5.
     T5(T5<B>),
+    /// LLaMA and Vicuna.
+    Llama(Llama<B>),
 }
 
 impl LanguageConfig {
@@ -35,14 +44,16 @@ impl LanguageConfig {
         match self {
             Self::Opt(config) => config.validate(),
             Self::T5(config) => config.validate(),
+            Self::Llama(config) => config.validate(),
         }
     }
 
     /// Width of the token embeddings, which the image projection must produce.
     pub fn embed_size(&self) -> usize {
         match self {
-            Self::Opt(config) => config.word_embed_proj_dim.unwrap_or(config.hidden_size),
+            Self::Opt(config) => config.embed_size(),
             Self::T5(config) => config.d_model,
+            Self::Llama(config) => config.hidden_size,
         }
     }
 
@@ -51,6 +62,7 @@ impl LanguageConfig {
         Ok(match self {
             Self::Opt(config) => AnyLanguageModel::Opt(config.init(device)?),
             Self::T5(config) => AnyLanguageModel::T5(config.init(device)?),
+            Self::Llama(config) => AnyLanguageModel::Llama(config.init(device)?),
         })
     }
 }
@@ -61,6 +73,7 @@ macro_rules! each {
         match $any {
             AnyLanguageModel::Opt($model) => $call,
             AnyLanguageModel::T5($model) => $call,
+            AnyLanguageModel::Llama($model) => $call,
         }
     };
 }

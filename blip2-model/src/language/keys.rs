@@ -25,6 +25,12 @@ const OPT: &[KeyRow] = &[
     ("decoder.*", "decoder.*"),
 ];
 
+/// `LlamaForCausalLM`.
+const LLAMA: &[KeyRow] = &[("lm_head.*", "lm_head.*"), ("model.*", "*")];
+
+/// Derived from the configuration; saved by transformers before 4.32.
+const LLAMA_IGNORED: &[&str] = &["model.layers.{i}.self_attn.rotary_emb.inv_freq"];
+
 /// `T5ForConditionalGeneration`, both forms of the feed-forward.
 const T5: &[KeyRow] = &[
     ("shared.*", "shared.*"),
@@ -127,6 +133,11 @@ impl KeyTable {
                 aliases: tied(opt.tie_word_embeddings, "model.decoder.embed_tokens.weight"),
                 ignored: &[],
             },
+            LanguageConfig::Llama(llama) => Self {
+                rows: LLAMA.to_vec(),
+                aliases: tied(llama.tie_word_embeddings, "model.embed_tokens.weight"),
+                ignored: LLAMA_IGNORED,
+            },
             LanguageConfig::T5(t5) => {
                 let dense = if t5.is_gated() { T5_GATED } else { T5_PLAIN };
                 let mut aliases = tied(t5.tie_word_embeddings, "shared.weight");
@@ -163,7 +174,8 @@ impl KeyTable {
 
     /// Whether files may hold this name although nothing reads it.
     pub fn is_ignored(&self, name: &str) -> bool {
-        self.ignored.contains(&name)
+        let mut patterns = self.ignored.iter();
+        patterns.any(|pattern| substitute(pattern, name, "").is_some())
     }
 }
 
@@ -206,7 +218,7 @@ pub(crate) fn substitute(from: &str, name: &str, to: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::language::{OptConfig, T5Config};
+    use crate::language::{LlamaConfig, OptConfig, T5Config};
 
     #[test]
     fn patterns_match_whole_names() {
@@ -223,8 +235,7 @@ mod tests {
 
     #[test]
     fn names_and_paths_are_inverse() {
-        let mut plain = T5Config::default();
-        plain.feed_forward_proj = "relu".into();
+        let plain = T5Config::default();
         let gated = T5Config::preset("flan-t5-xl").unwrap();
         let cases = [
             (
@@ -242,11 +253,29 @@ mod tests {
                 "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
                 "decoder.relative_attention_bias.weight",
             ),
+            (
+                LanguageConfig::Llama(LlamaConfig::default()),
+                "model.layers.1.mlp.gate_proj.weight",
+                "layers.1.mlp.gate_proj.weight",
+            ),
         ];
         for (config, name, path) in cases {
             let table = KeyTable::of(&config);
             assert_eq!(table.path(name).as_deref(), Some(path));
             assert_eq!(table.name(path).as_deref(), Some(name));
+        }
+    }
+
+    #[test]
+    fn leftovers_of_old_files_have_no_place() {
+        let llama = KeyTable::of(&LanguageConfig::Llama(LlamaConfig::default()));
+        let t5 = KeyTable::of(&LanguageConfig::T5(T5Config::default()));
+        for (table, name) in [
+            (llama, "model.layers.11.self_attn.rotary_emb.inv_freq"),
+            (t5, T5_IGNORED[0]),
+        ] {
+            assert!(table.is_ignored(name));
+            assert_eq!(table.path(name), None);
         }
     }
 

@@ -2,7 +2,9 @@
 //! written once. One family = one file (or folder).
 
 pub mod any;
+mod decoder;
 pub mod keys;
+pub mod llama;
 mod mask;
 pub mod opt;
 pub mod t5;
@@ -11,6 +13,7 @@ mod testing;
 
 pub use any::{AnyLanguageModel, LanguageConfig};
 pub use keys::KeyTable;
+pub use llama::{Llama, LlamaConfig};
 pub use opt::{Opt, OptConfig};
 pub use t5::{T5, T5Config};
 

@@ -12,7 +12,8 @@ pub use layer::{OptAttention, OptLayer};
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
-use super::{Architecture, DecodeState, LanguageModel, Prompt, mask};
+use super::decoder::Decoder;
+use super::{Architecture, DecodeState, LanguageModel, Prompt};
 use crate::config::ConfigError;
 use crate::nn::kernels::as_dtype;
 use crate::nn::mask::ids_tensor;
@@ -113,21 +114,36 @@ impl<B: Kernels> OptDecoder<B> {
     }
 }
 
-impl<B: Kernels> Opt<B> {
-    /// `[B, T, embed] -> [B, T, V]` in f32.
+impl<B: Kernels> Decoder<B> for Opt<B> {
+    fn depth(&self) -> usize {
+        self.decoder.layers.len()
+    }
+
+    fn device(&self) -> B::Device {
+        self.decoder.embed_tokens.weight.lazy_device()
+    }
+
+    fn tokens(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.decoder.embed_tokens.forward(ids)
+    }
+
+    fn pass(
+        &self,
+        embeds: Tensor<B, 3>,
+        positions: &[Vec<i64>],
+        mask: Option<Tensor<B, 4>>,
+        caches: &mut [KvCache<B>],
+        ctx: &Context,
+    ) -> Tensor<B, 3> {
+        self.decoder.forward(embeds, positions, mask, caches, ctx)
+    }
+
     fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let logits = match &self.lm_head {
             Some(head) => head.forward(x),
             None => self.decoder.embed_tokens.as_head(x),
         };
         as_dtype(logits, DType::F32)
-    }
-
-    fn last_logits(&self, x: Tensor<B, 3>) -> Tensor<B, 2> {
-        let [batch, len, _] = x.dims();
-        let logits = self.logits(x.narrow(1, len - 1, 1));
-        let vocab = logits.dims()[2];
-        logits.reshape([batch, vocab])
     }
 }
 
@@ -158,58 +174,20 @@ impl<B: Kernels> LanguageModel<B> for Opt<B> {
         max_new_tokens: usize,
         ctx: &Context,
     ) -> (DecodeState<B>, Tensor<B, 2>) {
-        let (embeds, pad) = (prompt.embeds, prompt.mask);
-        let len = pad.len();
-        let mut caches = vec![KvCache::new(len + max_new_tokens); self.decoder.layers.len()];
-        let causal = mask::causal(&pad, len, &embeds.device());
-        let x = self
-            .decoder
-            .forward(embeds, &pad.positions(), causal, &mut caches, ctx);
-        let state = DecodeState {
-            self_attention: caches,
-            cross_attention: Vec::new(),
-            mask: pad,
-        };
-        (state, self.last_logits(x))
+        self.first(prompt, max_new_tokens, ctx)
     }
 
     fn step(&self, tokens: &[i64], state: &mut DecodeState<B>, ctx: &Context) -> Tensor<B, 2> {
-        let device = self.decoder.embed_tokens.weight.lazy_device();
-        let rows: Vec<_> = tokens.iter().map(|&token| vec![token]).collect();
-        let mut embeds = self.embed(ids_tensor(&rows, &device));
-        // the token table may be stored in fewer bits than the activations have
-        if let Some(dtype) = state.self_attention.first().and_then(KvCache::dtype) {
-            embeds = as_dtype(embeds, dtype);
-        }
-        state.mask.push_real();
-        let positions = mask::last_positions(&state.mask);
-        let causal = mask::causal(&state.mask, 1, &device);
-        let caches = &mut state.self_attention;
-        let x = self.decoder.forward(embeds, &positions, causal, caches, ctx);
-        self.last_logits(x)
+        self.next(tokens, state, ctx)
     }
 
     fn teacher_forced(
         &self,
         prompt: Prompt<B>,
         ids: &[Vec<i64>],
-        ids_mask: &PadMask,
+        mask: &PadMask,
         ctx: &Context,
     ) -> Tensor<B, 3> {
-        let (prompt_len, len) = (prompt.mask.len(), ids_mask.len());
-        let device = prompt.embeds.device();
-        let mut embeds = prompt.embeds;
-        // the last token predicts nothing
-        if len > 1 {
-            let fed = self.embed(ids_tensor(&mask::without_last(ids), &device));
-            let fed = as_dtype(fed, embeds.dtype());
-            embeds = Tensor::cat(vec![embeds, fed], 1);
-        }
-        let pad = prompt.mask.concat(&mask::mask_without_last(ids_mask));
-        let causal = mask::causal(&pad, pad.len(), &device);
-        let x = self
-            .decoder
-            .forward(embeds, &pad.positions(), causal, &mut [], ctx);
-        self.logits(x.narrow(1, prompt_len - 1, len))
+        self.all(prompt, ids, mask, ctx)
     }
 }
