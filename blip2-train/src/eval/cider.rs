@@ -43,7 +43,10 @@ impl DocumentFrequency {
             }
             documents += 1;
         }
-        Self { counts, log_documents: f64::from(documents).ln() }
+        Self {
+            counts,
+            log_documents: f64::from(documents).ln(),
+        }
     }
 
     fn weight(&self, id: NgramId) -> f64 {
@@ -58,7 +61,10 @@ pub fn cider(items: &[(Counts, Vec<Counts>)], frequency: &DocumentFrequency, for
         .par_iter()
         .map(|(candidate, references)| {
             let candidate = Weighted::new(candidate, frequency);
-            let sum: f64 = references.iter().map(|r| similarity(&candidate, &Weighted::new(r, frequency), form)).sum();
+            let sum: f64 = references
+                .iter()
+                .map(|r| similarity(&candidate, &Weighted::new(r, frequency), form))
+                .sum();
             sum / references.len().max(1) as f64 * 10.0
         })
         .collect();
@@ -74,10 +80,19 @@ struct Weighted {
 impl Weighted {
     fn new(counts: &Counts, frequency: &DocumentFrequency) -> Self {
         let vectors = counts.grams.each_ref().map(|grams| {
-            grams.iter().map(|(id, count)| (*id, f64::from(*count) * frequency.weight(*id))).collect::<Vec<_>>()
+            grams
+                .iter()
+                .map(|(id, count)| (*id, f64::from(*count) * frequency.weight(*id)))
+                .collect::<Vec<_>>()
         });
-        let norms = vectors.each_ref().map(|v| v.iter().map(|(_, w)| w * w).sum::<f64>().sqrt());
-        Self { vectors, norms, bigrams: counts.words.saturating_sub(1) as f64 }
+        let norms = vectors
+            .each_ref()
+            .map(|v| v.iter().map(|(_, w)| w * w).sum::<f64>().sqrt());
+        Self {
+            vectors,
+            norms,
+            bigrams: counts.words.saturating_sub(1) as f64,
+        }
     }
 }
 
@@ -90,7 +105,13 @@ fn similarity(candidate: &Weighted, reference: &Weighted, form: Form) -> f64 {
     let sum: f64 = (0..ORDERS)
         .map(|n| {
             let dot: f64 = shared(&candidate.vectors[n], &reference.vectors[n])
-                .map(|(ours, theirs)| if form == Form::D { ours.min(theirs) * theirs } else { ours * theirs })
+                .map(|(ours, theirs)| {
+                    if form == Form::D {
+                        ours.min(theirs) * theirs
+                    } else {
+                        ours * theirs
+                    }
+                })
                 .sum();
             let norm = candidate.norms[n] * reference.norms[n];
             if norm == 0.0 { dot } else { dot / norm }
@@ -106,16 +127,20 @@ mod tests {
 
     fn score(pairs: &[(&str, &[&str])], form: Form) -> Vec<f64> {
         let mut v = Vocabulary::default();
-        let items: Vec<_> =
-            pairs.iter().map(|(c, rs)| (v.count(c), rs.iter().map(|r| v.count(r)).collect::<Vec<_>>())).collect();
+        let items: Vec<_> = pairs
+            .iter()
+            .map(|(c, rs)| (v.count(c), rs.iter().map(|r| v.count(r)).collect::<Vec<_>>()))
+            .collect();
         let frequency = DocumentFrequency::of_references(items.iter().map(|(_, r)| r.as_slice()), v.len());
         cider(&items, &frequency, form).1
     }
 
     #[test]
     fn a_perfect_caption_scores_ten_and_a_foreign_one_nothing() {
-        let pairs: &[(&str, &[&str])] =
-            &[("a red bus on road", &["a red bus on road"]), ("x y z", &["two cats sleep here"])];
+        let pairs: &[(&str, &[&str])] = &[
+            ("a red bus on road", &["a red bus on road"]),
+            ("x y z", &["two cats sleep here"]),
+        ];
         for form in [Form::Plain, Form::D] {
             let each = score(pairs, form);
             assert!((each[0] - 10.0).abs() < 1e-12, "rounding of a handful of sums");
@@ -125,12 +150,20 @@ mod tests {
 
     #[test]
     fn one_item_alone_has_no_weights() {
-        assert_eq!(score(&[("a b", &["a b"])], Form::D), [0.0], "the logarithm of one document is zero");
+        assert_eq!(
+            score(&[("a b", &["a b"])], Form::D),
+            [0.0],
+            "the logarithm of one document is zero"
+        );
     }
 
     #[test]
     fn d_punishes_repetition_and_length() {
-        let pairs: &[(&str, &[&str])] = &[("bus bus bus bus", &["bus"]), ("cat", &["a cat"]), ("dog", &["a dog"])];
+        let pairs: &[(&str, &[&str])] = &[
+            ("bus bus bus bus", &["bus"]),
+            ("cat", &["a cat"]),
+            ("dog", &["a dog"]),
+        ];
         assert!(score(pairs, Form::D)[0] < score(pairs, Form::Plain)[0]);
     }
 }

@@ -12,7 +12,9 @@ pub enum EvalError {
     #[error("nothing to score: the list of items is empty; check the split and the annotation file")]
     Empty,
     /// Lists that belong together differ in length.
-    #[error("{candidates} captions for {references} lists of references; give one caption per item, in the same order")]
+    #[error(
+        "{candidates} captions for {references} lists of references; give one caption per item, in the same order"
+    )]
     Lengths {
         /// Captions given.
         candidates: usize,
@@ -68,7 +70,9 @@ pub enum EvalError {
         problem: &'static str,
     },
     /// A score that is not a number.
-    #[error("score of row {row}, column {column} is not a number; the model's output overflowed (try f32 instead of f16)")]
+    #[error(
+        "score of row {row}, column {column} is not a number; the model's output overflowed (try f32 instead of f16)"
+    )]
     NotANumber {
         /// Row of the table.
         row: usize,
@@ -96,11 +100,17 @@ pub enum EvalError {
 impl EvalError {
     /// For `map_err`: an I/O error with its path.
     pub(super) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::File { path: path.to_path_buf(), source }
+        move |source| Self::File {
+            path: path.to_path_buf(),
+            source,
+        }
     }
 
     /// For `map_err`: a JSON error with its path.
     pub(super) fn json(path: &std::path::Path) -> impl FnOnce(serde_json::Error) -> Self + '_ {
-        move |source| Self::Json { path: path.to_path_buf(), source }
+        move |source| Self::Json {
+            path: path.to_path_buf(),
+            source,
+        }
     }
 }

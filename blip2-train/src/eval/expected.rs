@@ -47,7 +47,8 @@ pub fn of_recipe(recipe: &str) -> impl Iterator<Item = &'static Expected> + '_ {
 pub fn figure(recipe: &str, metric: &str) -> Option<(f64, Source)> {
     let find = |source| {
         let mut rows = of_recipe(recipe).filter(|row| row.source == source);
-        rows.find_map(|row| row.figures.iter().find(|(name, _)| *name == metric)).map(|(_, value)| (*value, source))
+        rows.find_map(|row| row.figures.iter().find(|(name, _)| *name == metric))
+            .map(|(_, value)| (*value, source))
     };
     find(Source::Lavis).or_else(|| find(Source::Paper))
 }
@@ -61,7 +62,10 @@ pub fn annotate(recipe: &str, scores: &mut [Score]) {
 
 /// Plain-text table of a recipe's published figures with the measured ones, for `eval --expected`.
 pub fn table(recipe: &str, measured: &[Score]) -> String {
-    let mut lines = vec![format!("{:<12} {:>9} {:>9} {:>7}  {}", "metric", "published", "measured", "diff", "source")];
+    let mut lines = vec![format!(
+        "{:<12} {:>9} {:>9} {:>7}  {}",
+        "metric", "published", "measured", "diff", "source"
+    )];
     for row in of_recipe(recipe) {
         for (metric, published) in row.figures {
             let score = measured.iter().find(|s| s.metric == *metric).map(|s| s.value);
@@ -70,7 +74,9 @@ pub fn table(recipe: &str, measured: &[Score]) -> String {
                 None => ("-".to_string(), "-".to_string()),
             };
             let source = format!("{}, {}", row.source, row.data);
-            lines.push(format!("{metric:<12} {published:>9.2} {value:>9} {difference:>7}  {source}"));
+            lines.push(format!(
+                "{metric:<12} {published:>9.2} {value:>9} {difference:>7}  {source}"
+            ));
         }
     }
     if lines.len() == 1 {
@@ -96,14 +102,24 @@ const fn row(
     source: Source,
     figures: &'static [(&'static str, f64)],
 ) -> Expected {
-    Expected { recipe, data, source, figures }
+    Expected {
+        recipe,
+        data,
+        source,
+        figures,
+    }
 }
 
 use Source::{Lavis, Paper};
 
 /// All of it; rows of one recipe stand together.
 pub const TABLE: &[Expected] = &[
-    row("caption_coco_opt2.7b", CAPTION, Paper, &[("BLEU-4", 43.7), ("CIDEr", 145.8)]),
+    row(
+        "caption_coco_opt2.7b",
+        CAPTION,
+        Paper,
+        &[("BLEU-4", 43.7), ("CIDEr", 145.8)],
+    ),
     row(
         "caption_coco_opt2.7b",
         CAPTION,
@@ -119,7 +135,12 @@ pub const TABLE: &[Expected] = &[
             ("SPICE", 25.2),
         ],
     ),
-    row("caption_coco_opt6.7b", CAPTION, Paper, &[("BLEU-4", 43.5), ("CIDEr", 145.2)]),
+    row(
+        "caption_coco_opt6.7b",
+        CAPTION,
+        Paper,
+        &[("BLEU-4", 43.5), ("CIDEr", 145.2)],
+    ),
     row(
         "caption_coco_opt6.7b",
         CAPTION,
@@ -135,19 +156,84 @@ pub const TABLE: &[Expected] = &[
             ("SPICE", 25.1),
         ],
     ),
-    row("caption_coco_flant5xl", CAPTION, Paper, &[("BLEU-4", 42.4), ("CIDEr", 144.5)]),
-    row("caption_nocaps_opt2.7b", NOCAPS, Paper, &[("CIDEr", 119.7), ("SPICE", 15.4)]),
-    row("caption_nocaps_opt6.7b", NOCAPS, Paper, &[("CIDEr", 121.0), ("SPICE", 15.3)]),
-    row("caption_nocaps_flant5xl", NOCAPS, Paper, &[("CIDEr", 121.6), ("SPICE", 15.8)]),
-    row("caption_nocaps_in_domain_opt2.7b", NOCAPS, Paper, &[("CIDEr", 123.0), ("SPICE", 15.8)]),
-    row("caption_nocaps_in_domain_opt6.7b", NOCAPS, Paper, &[("CIDEr", 123.7), ("SPICE", 15.8)]),
-    row("caption_nocaps_in_domain_flant5xl", NOCAPS, Paper, &[("CIDEr", 123.7), ("SPICE", 16.3)]),
-    row("caption_nocaps_near_domain_opt2.7b", NOCAPS, Paper, &[("CIDEr", 117.8), ("SPICE", 15.4)]),
-    row("caption_nocaps_near_domain_opt6.7b", NOCAPS, Paper, &[("CIDEr", 119.2), ("SPICE", 15.3)]),
-    row("caption_nocaps_near_domain_flant5xl", NOCAPS, Paper, &[("CIDEr", 120.2), ("SPICE", 15.9)]),
-    row("caption_nocaps_out_domain_opt2.7b", NOCAPS, Paper, &[("CIDEr", 123.4), ("SPICE", 15.1)]),
-    row("caption_nocaps_out_domain_opt6.7b", NOCAPS, Paper, &[("CIDEr", 124.4), ("SPICE", 14.8)]),
-    row("caption_nocaps_out_domain_flant5xl", NOCAPS, Paper, &[("CIDEr", 124.8), ("SPICE", 15.1)]),
+    row(
+        "caption_coco_flant5xl",
+        CAPTION,
+        Paper,
+        &[("BLEU-4", 42.4), ("CIDEr", 144.5)],
+    ),
+    row(
+        "caption_nocaps_opt2.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 119.7), ("SPICE", 15.4)],
+    ),
+    row(
+        "caption_nocaps_opt6.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 121.0), ("SPICE", 15.3)],
+    ),
+    row(
+        "caption_nocaps_flant5xl",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 121.6), ("SPICE", 15.8)],
+    ),
+    row(
+        "caption_nocaps_in_domain_opt2.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 123.0), ("SPICE", 15.8)],
+    ),
+    row(
+        "caption_nocaps_in_domain_opt6.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 123.7), ("SPICE", 15.8)],
+    ),
+    row(
+        "caption_nocaps_in_domain_flant5xl",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 123.7), ("SPICE", 16.3)],
+    ),
+    row(
+        "caption_nocaps_near_domain_opt2.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 117.8), ("SPICE", 15.4)],
+    ),
+    row(
+        "caption_nocaps_near_domain_opt6.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 119.2), ("SPICE", 15.3)],
+    ),
+    row(
+        "caption_nocaps_near_domain_flant5xl",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 120.2), ("SPICE", 15.9)],
+    ),
+    row(
+        "caption_nocaps_out_domain_opt2.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 123.4), ("SPICE", 15.1)],
+    ),
+    row(
+        "caption_nocaps_out_domain_opt6.7b",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 124.4), ("SPICE", 14.8)],
+    ),
+    row(
+        "caption_nocaps_out_domain_flant5xl",
+        NOCAPS,
+        Paper,
+        &[("CIDEr", 124.8), ("SPICE", 15.1)],
+    ),
     row("vqav2_zeroshot_opt2.7b_vitL", VQA, Paper, &[("overall", 50.1)]),
     row("vqav2_zeroshot_opt2.7b", VQA, Paper, &[("overall", 53.5)]),
     row("vqav2_zeroshot_opt2.7b", VQA, Lavis, &[("overall", 51.88)]),
@@ -158,7 +244,12 @@ pub const TABLE: &[Expected] = &[
         "vqav2_zeroshot_flant5xl",
         VQA,
         Lavis,
-        &[("overall", 63.13), ("other", 52.90), ("yes/no", 84.28), ("number", 41.01)],
+        &[
+            ("overall", 63.13),
+            ("other", 52.90),
+            ("yes/no", 84.28),
+            ("number", 41.01),
+        ],
     ),
     row("vqav2_zeroshot_flant5xxl", VQA, Paper, &[("overall", 65.2)]),
     row("okvqa_zeroshot_opt2.7b_vitL", OKVQA, Paper, &[("overall", 30.2)]),
@@ -179,25 +270,53 @@ pub const TABLE: &[Expected] = &[
         "ret_coco",
         COCO,
         Paper,
-        &[("TR@1", 85.4), ("TR@5", 97.0), ("TR@10", 98.5), ("IR@1", 68.3), ("IR@5", 87.7), ("IR@10", 92.6)],
+        &[
+            ("TR@1", 85.4),
+            ("TR@5", 97.0),
+            ("TR@10", 98.5),
+            ("IR@1", 68.3),
+            ("IR@5", 87.7),
+            ("IR@10", 92.6),
+        ],
     ),
     row(
         "ret_coco_vitL",
         COCO,
         Paper,
-        &[("TR@1", 83.5), ("TR@5", 96.0), ("TR@10", 98.0), ("IR@1", 66.3), ("IR@5", 86.5), ("IR@10", 91.8)],
+        &[
+            ("TR@1", 83.5),
+            ("TR@5", 96.0),
+            ("TR@10", 98.0),
+            ("IR@1", 66.3),
+            ("IR@5", 86.5),
+            ("IR@10", 91.8),
+        ],
     ),
     row(
         "ret_flickr",
         FLICKR,
         Paper,
-        &[("TR@1", 97.6), ("TR@5", 100.0), ("TR@10", 100.0), ("IR@1", 89.7), ("IR@5", 98.1), ("IR@10", 98.9)],
+        &[
+            ("TR@1", 97.6),
+            ("TR@5", 100.0),
+            ("TR@10", 100.0),
+            ("IR@1", 89.7),
+            ("IR@5", 98.1),
+            ("IR@10", 98.9),
+        ],
     ),
     row(
         "ret_flickr_vitL",
         FLICKR,
         Paper,
-        &[("TR@1", 96.9), ("TR@5", 100.0), ("TR@10", 100.0), ("IR@1", 88.6), ("IR@5", 97.6), ("IR@10", 98.9)],
+        &[
+            ("TR@1", 96.9),
+            ("TR@5", 100.0),
+            ("TR@10", 100.0),
+            ("IR@1", 88.6),
+            ("IR@5", 97.6),
+            ("IR@10", 98.9),
+        ],
     ),
 ];
 
@@ -210,10 +329,17 @@ mod tests {
         for row in TABLE {
             for (at, (metric, value)) in row.figures.iter().enumerate() {
                 assert!((10.0..150.0).contains(value), "{} {metric}", row.recipe);
-                assert!(row.figures[..at].iter().all(|(other, _)| other != metric), "{} {metric}", row.recipe);
+                assert!(
+                    row.figures[..at].iter().all(|(other, _)| other != metric),
+                    "{} {metric}",
+                    row.recipe
+                );
             }
         }
-        let mut pairs: Vec<_> = TABLE.iter().map(|row| (row.recipe, row.source.to_string())).collect();
+        let mut pairs: Vec<_> = TABLE
+            .iter()
+            .map(|row| (row.recipe, row.source.to_string()))
+            .collect();
         pairs.sort();
         pairs.dedup();
         assert_eq!(pairs.len(), TABLE.len(), "one row for each recipe and source");
@@ -221,18 +347,31 @@ mod tests {
 
     #[test]
     fn the_released_checkpoints_record_comes_first() {
-        assert_eq!(figure("caption_coco_opt2.7b", "CIDEr"), Some((146.1, Source::Lavis)));
-        assert_eq!(figure("caption_coco_flant5xl", "CIDEr"), Some((144.5, Source::Paper)));
+        assert_eq!(
+            figure("caption_coco_opt2.7b", "CIDEr"),
+            Some((146.1, Source::Lavis))
+        );
+        assert_eq!(
+            figure("caption_coco_flant5xl", "CIDEr"),
+            Some((144.5, Source::Paper))
+        );
         assert_eq!(figure("caption_coco_flant5xl", "METEOR"), None);
     }
 
     #[test]
     fn the_table_shows_both_and_their_difference() {
-        let mut scores = vec![Score { metric: "overall".into(), value: 63.0, published: None }];
+        let mut scores = vec![Score {
+            metric: "overall".into(),
+            value: 63.0,
+            published: None,
+        }];
         annotate("vqav2_zeroshot_flant5xl", &mut scores);
         assert_eq!(scores[0].published, Some(63.13));
         let text = table("vqav2_zeroshot_flant5xl", &scores);
-        assert!(text.contains("-0.13") && text.contains("-0.10") && text.contains("yes/no"), "{text}");
+        assert!(
+            text.contains("-0.13") && text.contains("-0.10") && text.contains("yes/no"),
+            "{text}"
+        );
         assert!(table("nonesuch", &[]).contains("ret_coco"));
     }
 }

@@ -39,12 +39,19 @@ struct Annotation {
 
 /// The annotation file for items in the order of the predictions.
 pub fn references<'a>(items: impl IntoIterator<Item = (&'a Id, &'a [String])>) -> References {
-    let mut file = References { images: Vec::new(), annotations: Vec::new() };
+    let mut file = References {
+        images: Vec::new(),
+        annotations: Vec::new(),
+    };
     for (id, captions) in items {
         file.images.push(Image { id: id.clone() });
         for caption in captions {
             let number = file.annotations.len() + 1;
-            file.annotations.push(Annotation { id: number, image_id: id.clone(), caption: caption.clone() });
+            file.annotations.push(Annotation {
+                id: number,
+                image_id: id.clone(),
+                caption: caption.clone(),
+            });
         }
     }
     file
@@ -64,7 +71,10 @@ pub struct SpiceItem {
 /// [`EvalError::Lengths`] if there are not as many lists of references as predictions.
 pub fn spice(predictions: &[Caption], references: &[Vec<String>]) -> Result<Vec<SpiceItem>, EvalError> {
     if predictions.len() != references.len() {
-        return Err(EvalError::Lengths { candidates: predictions.len(), references: references.len() });
+        return Err(EvalError::Lengths {
+            candidates: predictions.len(),
+            references: references.len(),
+        });
     }
     let item = |(prediction, refs): (&Caption, &Vec<String>)| SpiceItem {
         image_id: prediction.image_id.clone(),
@@ -93,9 +103,15 @@ mod tests {
                 ],
             })
         );
-        let predictions = [Caption { image_id: id, caption: "cat".into() }];
+        let predictions = [Caption {
+            image_id: id,
+            caption: "cat".into(),
+        }];
         let json = serde_json::to_value(spice(&predictions, &[refs]).unwrap()).unwrap();
-        assert_eq!(json, serde_json::json!([{"image_id": 7, "test": "cat", "refs": ["a cat", "the cat"]}]));
+        assert_eq!(
+            json,
+            serde_json::json!([{"image_id": 7, "test": "cat", "refs": ["a cat", "the cat"]}])
+        );
         assert!(spice(&predictions, &[]).is_err());
     }
 }

@@ -62,48 +62,88 @@ impl CaptionScores {
             return Err(EvalError::Empty);
         }
         if candidates.len() != references.len() {
-            return Err(EvalError::Lengths { candidates: candidates.len(), references: references.len() });
+            return Err(EvalError::Lengths {
+                candidates: candidates.len(),
+                references: references.len(),
+            });
         }
         if let Some(item) = references.iter().position(|r| r.as_ref().is_empty()) {
             return Err(EvalError::NoReferences { item });
         }
         let all: Vec<&String> = references.iter().flat_map(|r| r.as_ref()).collect();
         let mut tokenized = ptb::tokenize_all(&all).into_iter();
-        let references: Vec<Vec<String>> =
-            references.iter().map(|r| tokenized.by_ref().take(r.as_ref().len()).collect()).collect();
+        let references: Vec<Vec<String>> = references
+            .iter()
+            .map(|r| tokenized.by_ref().take(r.as_ref().len()).collect())
+            .collect();
         Ok(Self::of_tokenized(&references, &ptb::tokenize_all(candidates)))
     }
 
     /// Scores captions that are tokenized already; lists must be of one length.
     fn of_tokenized(references: &[Vec<String>], candidates: &[String]) -> Self {
-        let rouge: Vec<f64> =
-            candidates.par_iter().zip(references).map(|(c, r)| rouge::rouge_l(c, r.as_slice())).collect();
+        let rouge: Vec<f64> = candidates
+            .par_iter()
+            .zip(references)
+            .map(|(c, r)| rouge::rouge_l(c, r.as_slice()))
+            .collect();
         let mut vocabulary = Vocabulary::default();
         let counted: Vec<(Counts, Vec<Counts>)> = candidates
             .iter()
             .zip(references)
-            .map(|(c, r)| (vocabulary.count(c), r.iter().map(|r| vocabulary.count(r)).collect()))
+            .map(|(c, r)| {
+                (
+                    vocabulary.count(c),
+                    r.iter().map(|r| vocabulary.count(r)).collect(),
+                )
+            })
             .collect();
-        let frequency =
-            cider::DocumentFrequency::of_references(counted.iter().map(|(_, r)| r.as_slice()), vocabulary.len());
+        let frequency = cider::DocumentFrequency::of_references(
+            counted.iter().map(|(_, r)| r.as_slice()),
+            vocabulary.len(),
+        );
         let (bleu, bleus) = bleu::bleu(&counted);
         let (cider_d, ciders_d) = cider::cider(&counted, &frequency, cider::Form::D);
         let (cider, ciders) = cider::cider(&counted, &frequency, cider::Form::Plain);
         let rouge_l = rouge.iter().sum::<f64>() / rouge.len().max(1) as f64;
         let items = (0..counted.len())
-            .map(|i| Metrics { bleu: bleus[i], rouge_l: rouge[i], cider_d: ciders_d[i], cider: ciders[i] })
+            .map(|i| Metrics {
+                bleu: bleus[i],
+                rouge_l: rouge[i],
+                cider_d: ciders_d[i],
+                cider: ciders[i],
+            })
             .collect();
-        Self { corpus: Metrics { bleu, rouge_l, cider_d, cider }, items }
+        Self {
+            corpus: Metrics {
+                bleu,
+                rouge_l,
+                cider_d,
+                cider,
+            },
+            items,
+        }
     }
 
     /// The corpus figures for a report, in points.
     pub fn report(&self) -> Vec<Score> {
-        let Metrics { bleu, rouge_l, cider_d, cider } = self.corpus;
-        let bleus = bleu.iter().enumerate().map(|(n, b)| (format!("BLEU-{}", n + 1), *b));
+        let Metrics {
+            bleu,
+            rouge_l,
+            cider_d,
+            cider,
+        } = self.corpus;
+        let bleus = bleu
+            .iter()
+            .enumerate()
+            .map(|(n, b)| (format!("BLEU-{}", n + 1), *b));
         let others = [("ROUGE-L", rouge_l), ("CIDEr", cider_d), ("CIDEr-plain", cider)];
         bleus
             .chain(others.map(|(name, value)| (name.to_string(), value)))
-            .map(|(metric, value)| Score { metric, value: 100.0 * value, published: None })
+            .map(|(metric, value)| Score {
+                metric,
+                value: 100.0 * value,
+                published: None,
+            })
             .collect()
     }
 }

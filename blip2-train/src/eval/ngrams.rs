@@ -56,7 +56,10 @@ impl Vocabulary {
             };
             words.push(id);
         }
-        let mut counts = Counts { words: words.len(), grams: Default::default() };
+        let mut counts = Counts {
+            words: words.len(),
+            grams: Default::default(),
+        };
         let mut grams = words.clone();
         for order in 0..ORDERS {
             counts.grams[order] = tally(grams.clone());
@@ -75,15 +78,23 @@ impl Vocabulary {
 
 fn tally(mut grams: Vec<NgramId>) -> Vec<(NgramId, u32)> {
     grams.sort_unstable();
-    grams.chunk_by(|a, b| a == b).map(|run| (run[0], run.len() as u32)).collect()
+    grams
+        .chunk_by(|a, b| a == b)
+        .map(|run| (run[0], run.len() as u32))
+        .collect()
 }
 
 /// Pairs of counts of both lists' common n-grams.
-pub fn shared<'a, T: Copy>(a: &'a [(NgramId, T)], b: &'a [(NgramId, T)]) -> impl Iterator<Item = (T, T)> + 'a {
+pub fn shared<'a, T: Copy>(
+    a: &'a [(NgramId, T)],
+    b: &'a [(NgramId, T)],
+) -> impl Iterator<Item = (T, T)> + 'a {
     let mut other = b.iter().peekable();
     a.iter().filter_map(move |(id, count)| {
         while other.next_if(|(o, _)| o < id).is_some() {}
-        other.next_if(|(o, _)| o == id).map(|(_, theirs)| (*count, *theirs))
+        other
+            .next_if(|(o, _)| o == id)
+            .map(|(_, theirs)| (*count, *theirs))
     })
 }
 
@@ -114,11 +125,25 @@ mod tests {
         let mut vocabulary = Vocabulary::default();
         let counts = vocabulary.count("a b a b");
         assert_eq!(counts.words, 4);
-        assert_eq!(counts.grams.each_ref().map(|g| g.iter().map(|(_, n)| *n).sum::<u32>()), [4, 3, 2, 1]);
-        assert_eq!(counts.grams[1].iter().map(|(_, n)| *n).max(), Some(2), "a b twice");
+        assert_eq!(
+            counts
+                .grams
+                .each_ref()
+                .map(|g| g.iter().map(|(_, n)| *n).sum::<u32>()),
+            [4, 3, 2, 1]
+        );
+        assert_eq!(
+            counts.grams[1].iter().map(|(_, n)| *n).max(),
+            Some(2),
+            "a b twice"
+        );
         assert_eq!(vocabulary.count("").words, 0);
         assert_eq!(vocabulary.count("a b a b"), counts, "numbers stay");
-        assert_eq!(vocabulary.count("1\u{a0}1/2").words, 2, "a no-break space parts words");
+        assert_eq!(
+            vocabulary.count("1\u{a0}1/2").words,
+            2,
+            "a no-break space parts words"
+        );
     }
 
     #[test]

@@ -107,7 +107,10 @@ pub fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), EvalEr
 /// # Errors
 /// [`EvalError::File`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let fault = || EvalError::file(path);
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fault())?;
     file.write_all(bytes).map_err(fault())?;
@@ -153,8 +156,13 @@ impl Journal {
     /// [`EvalError::File`]; [`EvalError::Json`] for a damaged line before the last.
     pub fn open<P: Prediction>(path: &Path) -> Result<(Self, Vec<P>), EvalError> {
         let fault = || EvalError::file(path);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fault())?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(fault())?;
         let mut predictions: Vec<P> = Vec::new();
         let mut whole = 0;
         let mut reader = BufReader::new(&file);
@@ -170,7 +178,14 @@ impl Journal {
         file.set_len(whole).map_err(fault())?;
         file.seek(SeekFrom::Start(whole)).map_err(fault())?;
         let done = predictions.iter().map(|p| p.id().clone()).collect();
-        Ok((Self { path: path.to_path_buf(), file, done }, predictions))
+        Ok((
+            Self {
+                path: path.to_path_buf(),
+                file,
+                done,
+            },
+            predictions,
+        ))
     }
 
     /// Whether an id was predicted already.
@@ -269,27 +284,46 @@ mod tests {
     use super::*;
 
     fn caption(id: i64, text: &str) -> Caption {
-        Caption { image_id: id.into(), caption: text.to_string() }
+        Caption {
+            image_id: id.into(),
+            caption: text.to_string(),
+        }
     }
 
     #[test]
     fn the_format_is_cocos() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("predictions.json");
-        let written = vec![caption(42, "a dog"), Caption { image_id: "x.jpg".into(), caption: "é \"q\"".into() }];
+        let written = vec![
+            caption(42, "a dog"),
+            Caption {
+                image_id: "x.jpg".into(),
+                caption: "é \"q\"".into(),
+            },
+        ];
         write(&path, &written).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(json[0], serde_json::json!({"image_id": 42, "caption": "a dog"}));
         assert_eq!(json[1]["image_id"], "x.jpg");
         assert_eq!(read::<Caption>(&path).unwrap(), written);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
         let error = read::<Answer>(&path).unwrap_err().to_string();
-        assert!(error.contains("predictions.json") && error.contains("question_id"), "{error}");
+        assert!(
+            error.contains("predictions.json") && error.contains("question_id"),
+            "{error}"
+        );
     }
 
     #[test]
     fn merging_keeps_the_first_of_two() {
-        let (merged, dropped) = merge([vec![caption(1, "a"), caption(3, "c")], vec![caption(2, "b"), caption(1, "z")]]);
+        let (merged, dropped) = merge([
+            vec![caption(1, "a"), caption(3, "c")],
+            vec![caption(2, "b"), caption(1, "z")],
+        ]);
         assert_eq!(merged, [caption(1, "a"), caption(3, "c"), caption(2, "b")]);
         assert_eq!(dropped, 1);
     }
@@ -316,7 +350,11 @@ mod tests {
     fn a_line_damaged_in_the_middle_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("j");
-        std::fs::write(&path, "{\"image_id\": 1}\n{\"image_id\": 1, \"caption\": \"a\"}\n").unwrap();
+        std::fs::write(
+            &path,
+            "{\"image_id\": 1}\n{\"image_id\": 1, \"caption\": \"a\"}\n",
+        )
+        .unwrap();
         assert!(Journal::open::<Caption>(&path).is_err());
     }
 

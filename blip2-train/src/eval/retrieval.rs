@@ -42,15 +42,28 @@ impl CaptionMap {
             for &caption in list {
                 match image_of.get_mut(caption) {
                     // as many captions as places: one outside means that another place stays empty
-                    None => return Err(EvalError::CaptionMap { image, caption, problem: "outside the list of captions" }),
+                    None => {
+                        return Err(EvalError::CaptionMap {
+                            image,
+                            caption,
+                            problem: "outside the list of captions",
+                        });
+                    }
                     Some(owner) if *owner != NONE => {
-                        return Err(EvalError::CaptionMap { image, caption, problem: "another image's caption as well" });
+                        return Err(EvalError::CaptionMap {
+                            image,
+                            caption,
+                            problem: "another image's caption as well",
+                        });
                     }
                     Some(owner) => *owner = image,
                 }
             }
         }
-        Ok(Self { captions_of, image_of })
+        Ok(Self {
+            captions_of,
+            image_of,
+        })
     }
 
     /// Number of images.
@@ -108,8 +121,13 @@ impl ScoreTable {
     /// Rows and columns exchanged.
     pub fn transposed(&self) -> Self {
         let (rows, columns) = (self.rows(), self.columns);
-        let scores = (0..columns).flat_map(|c| (0..rows).map(move |r| r * columns + c)).map(|i| self.scores[i]);
-        Self { columns: rows, scores: scores.collect() }
+        let scores = (0..columns)
+            .flat_map(|c| (0..rows).map(move |r| r * columns + c))
+            .map(|i| self.scores[i]);
+        Self {
+            columns: rows,
+            scores: scores.collect(),
+        }
     }
 
     /// Re-ranks one row: the positions of its `k` best, best first; of equal scores the first.
@@ -120,8 +138,14 @@ impl ScoreTable {
     /// The table after re-ranking: `itm(row, column) + score` for the `k` best of each row, [`NOT_RANKED`] elsewhere.
     pub fn reranked(&self, k: usize, itm: impl Fn(usize, usize) -> f32 + Sync) -> Self {
         let mut scores = vec![NOT_RANKED; self.scores.len()];
-        scores.par_chunks_mut(self.columns).enumerate().for_each(|(row, out)| rerank_row(self.row(row), k, |c| itm(row, c), out));
-        Self { columns: self.columns, scores }
+        scores
+            .par_chunks_mut(self.columns)
+            .enumerate()
+            .for_each(|(row, out)| rerank_row(self.row(row), k, |c| itm(row, c), out));
+        Self {
+            columns: self.columns,
+            scores,
+        }
     }
 }
 
@@ -154,7 +178,11 @@ pub fn share(rows: usize, rank: usize, processes: usize) -> std::ops::Range<usiz
 /// first, as a stable ascending sort read backwards gives.
 pub fn rank_of_best(scores: &[f32], wanted: &[usize]) -> usize {
     let better = |a: usize, b: usize| scores[a] > scores[b] || (scores[a] == scores[b] && a > b);
-    let Some(best) = wanted.iter().copied().reduce(|a, b| if better(a, b) { a } else { b }) else {
+    let Some(best) = wanted
+        .iter()
+        .copied()
+        .reduce(|a, b| if better(a, b) { a } else { b })
+    else {
         return scores.len();
     };
     let value = scores[best];
@@ -189,7 +217,13 @@ impl RetrievalScores {
         let (text, image) = (recall(text_ranks), recall(image_ranks));
         let mean = |r: [f64; 3]| r.iter().sum::<f64>() / 3.0;
         let (text_mean, image_mean) = (mean(text), mean(image));
-        Self { text, image, text_mean, image_mean, mean: (text_mean + image_mean) / 2.0 }
+        Self {
+            text,
+            image,
+            text_mean,
+            image_mean,
+            mean: (text_mean + image_mean) / 2.0,
+        }
     }
 }
 
@@ -229,7 +263,10 @@ fn check(what: &'static str, table: &ScoreTable, rows: usize, columns: usize) ->
         });
     }
     match table.scores.iter().position(|s| s.is_nan()) {
-        Some(at) => Err(EvalError::NotANumber { row: at / columns, column: at % columns }),
+        Some(at) => Err(EvalError::NotANumber {
+            row: at / columns,
+            column: at % columns,
+        }),
         None => Ok(()),
     }
 }

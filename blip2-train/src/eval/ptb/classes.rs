@@ -69,7 +69,11 @@ pub const NAMES: &[(&str, &str)] = &[
 
 /// Class of a character.
 pub fn class(c: char) -> u8 {
-    if c.is_ascii() { ASCII[c as usize] } else { TABLE.get(c as usize).copied().unwrap_or(OTHER) }
+    if c.is_ascii() {
+        ASCII[c as usize]
+    } else {
+        TABLE.get(c as usize).copied().unwrap_or(OTHER)
+    }
 }
 
 const ASCII: [u8; 0x80] = {
@@ -186,15 +190,32 @@ mod tests {
             let byte = u8::from_str_radix(&pattern[2..], 16).unwrap();
             assert!((LETTER..=OTHER).contains(&byte), "{name}");
         }
-        assert_eq!(NAMES.len(), usize::from(OTHER - LETTER), "all but SYMBOL are named");
+        assert_eq!(
+            NAMES.len(),
+            usize::from(OTHER - LETTER),
+            "all but SYMBOL are named"
+        );
     }
 
     #[test]
     fn classes_of_known_characters() {
-        for (c, expected) in [('é', LETTER), ('日', LETTER), ('\u{301}', MARK), ('٣', DIGIT), ('☺', SYMBOL), ('½', SYMBOL)] {
+        for (c, expected) in [
+            ('é', LETTER),
+            ('日', LETTER),
+            ('\u{301}', MARK),
+            ('٣', DIGIT),
+            ('☺', SYMBOL),
+            ('½', SYMBOL),
+        ] {
             assert_eq!(class(c), expected, "{c}");
         }
-        for (c, expected) in [('😀', OTHER), ('\u{200d}', OTHER), ('’', APOSTROPHE), ('a', b'a'), ('\u{b}', BREAK)] {
+        for (c, expected) in [
+            ('😀', OTHER),
+            ('\u{200d}', OTHER),
+            ('’', APOSTROPHE),
+            ('a', b'a'),
+            ('\u{b}', BREAK),
+        ] {
             assert_eq!(class(c), expected, "{c:?}");
         }
     }

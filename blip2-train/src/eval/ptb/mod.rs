@@ -25,8 +25,9 @@ use regex_automata::{Anchored, Input, MatchKind};
 use rules::{Cut, RULES, Spelling};
 
 /// Tokens that pycocoevalcap removes; as tokens are lower case, its bracket entries never match.
-const PUNCTUATION: &[&str] =
-    &["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"];
+const PUNCTUATION: &[&str] = &[
+    "''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";",
+];
 
 /// Context taken from the following caption.
 const CONTEXT: usize = 64;
@@ -42,7 +43,11 @@ pub fn tokenize(caption: &str) -> String {
 /// caption stays (`vitamin c.`) depends on the first word of the caption that follows.
 pub fn tokenize_all<S: AsRef<str> + Sync>(captions: &[S]) -> Vec<String> {
     let next = |i: usize| captions.get(i + 1).map(AsRef::as_ref);
-    captions.par_iter().enumerate().map(|(i, caption)| tokenize_before(caption.as_ref(), next(i))).collect()
+    captions
+        .par_iter()
+        .enumerate()
+        .map(|(i, caption)| tokenize_before(caption.as_ref(), next(i)))
+        .collect()
 }
 
 /// Whitespace as Python's `str.split` sees it.
@@ -52,9 +57,16 @@ pub fn is_blank(c: char) -> bool {
 
 static AUTOMATON: LazyLock<dense::DFA<Vec<u32>>> = LazyLock::new(|| {
     let definitions = rules::definitions();
-    let patterns: Vec<String> = RULES.iter().map(|(pattern, ..)| expand(pattern, &definitions)).collect();
+    let patterns: Vec<String> = RULES
+        .iter()
+        .map(|(pattern, ..)| expand(pattern, &definitions))
+        .collect();
     dense::Builder::new()
-        .configure(dense::Config::new().match_kind(MatchKind::All).start_kind(StartKind::Anchored))
+        .configure(
+            dense::Config::new()
+                .match_kind(MatchKind::All)
+                .start_kind(StartKind::Anchored),
+        )
         .syntax(syntax::Config::new().unicode(false).utf8(false))
         .thompson(thompson::Config::new().utf8(false))
         .build_many(&patterns)
@@ -130,10 +142,27 @@ fn next_token(classes: &[u8], at: usize, end: usize) -> (usize, Spelling) {
         Cut::First(n) => n,
         Cut::Stop => position(matched, |c| c == b'.') + 1,
         Cut::Clitic => {
-            let host = matched.len() - matched.iter().rev().take_while(|c| c.is_ascii_alphabetic()).count();
-            host - if matched[host - 1] == b';' { "&apos;".len() } else { 1 }
+            let host = matched.len()
+                - matched
+                    .iter()
+                    .rev()
+                    .take_while(|c| c.is_ascii_alphabetic())
+                    .count();
+            host - if matched[host - 1] == b';' {
+                "&apos;".len()
+            } else {
+                1
+            }
         }
-        Cut::Negation => matched.len() - 1 - matched.iter().rev().position(|c| matches!(c, b'n' | b'N')).unwrap_or(0),
+        Cut::Negation => {
+            matched.len()
+                - 1
+                - matched
+                    .iter()
+                    .rev()
+                    .position(|c| matches!(c, b'n' | b'N'))
+                    .unwrap_or(0)
+        }
     };
     (length.clamp(1, end - at), spelling)
 }

@@ -52,30 +52,70 @@ pub const RULES: &[Rule] = &[
     (r"(?i:cannot|gonna|gotta|lemme|gimme|wanna)", First(3), Treebank),
     (r"'(?i:tis|twas)", First(2), Treebank),
     (r"{CLITIC}[^A-Za-z]", Less(1), Treebank), // 's, but not the quotation mark of 'some'
-    (r"(?:{APOSTROPHE}|(?i:&apos;))(?:[dmsDMS]|(?i:ll|re|ve))", All, Treebank),
+    (
+        r"(?:{APOSTROPHE}|(?i:&apos;))(?:[dmsDMS]|(?i:ll|re|ve))",
+        All,
+        Treebank,
+    ),
     (r"[A-Za-z]\.{GAP}+{STARTER}{GAP}", First(1), Treebank), // plan B. The
     (r"[A-Za-z]\.{GAP}+{TAG}{GAP}", First(1), Treebank),
     (r"{APOS}[nN]{GAP}", Less(1), Verbatim),
     (r"(?:{APOSTROPHE}|(?i:&apos;))[nN]", All, Verbatim),
     (r"(?:\.[ {NBSP}]){2,4}\.", All, As("...")),
-    (r"{APOS}[nN]{APOS}|{APOS}[2-9]0[sS]|{APOS}(?i:cause|em|till?)|[dDjJlL]{APOS}|(?i:dunkin|ol|somethin){APOS}", All, Verbatim),
-    (r"(?i:o){TICK}(?i:o)|(?i:c'mon|cont'd\.?|e'er|ev'ry|li'l|nat'l|nor'easter|s'mores)", All, Verbatim),
+    (
+        r"{APOS}[nN]{APOS}|{APOS}[2-9]0[sS]|{APOS}(?i:cause|em|till?)|[dDjJlL]{APOS}|(?i:dunkin|ol|somethin){APOS}",
+        All,
+        Verbatim,
+    ),
+    (
+        r"(?i:o){TICK}(?i:o)|(?i:c'mon|cont'd\.?|e'er|ev'ry|li'l|nat'l|nor'easter|s'mores)",
+        All,
+        Verbatim,
+    ),
     (r"(?i:y){APOS}{SPELT}", Less(1), Verbatim), // y'all
     (r"(?i:c\+\+|c#|f#)|(?:\\\*)+", All, Treebank),
-    (r"[A-Za-z{SOFT}]*[A-MO-Za-mo-z]{SOFT}*[nN]{TICK}[tT]", Negation, Treebank), // don't
+    (
+        r"[A-Za-z{SOFT}]*[A-MO-Za-mo-z]{SOFT}*[nN]{TICK}[tT]",
+        Negation,
+        Treebank,
+    ), // don't
     (r"[nN]{TICK}[tT]", All, Treebank),
     (r"{INITIALS}", All, Treebank),
-    (r"(?:{WORD}|{COMPOUND}|{HYPHENATED}|{INITIALS})\.[,:;{COMMA}]", Less(1), Word), // a stop before a comma belongs to the word
-    (r"[A-Za-z{LETTER}]+[AEIOUYaeiouy]{TICK}[aeiouA-Z][A-Za-z{LETTER}]*", All, Verbatim), // Hawai'i
+    (
+        r"(?:{WORD}|{COMPOUND}|{HYPHENATED}|{INITIALS})\.[,:;{COMMA}]",
+        Less(1),
+        Word,
+    ), // a stop before a comma belongs to the word
+    (
+        r"[A-Za-z{LETTER}]+[AEIOUYaeiouy]{TICK}[aeiouA-Z][A-Za-z{LETTER}]*",
+        All,
+        Verbatim,
+    ), // Hawai'i
     (r"[A-HJ-XZn]{TICK}[A-Za-z{LETTER}]{2,}", All, Verbatim), // O'Brien
     (r"{APOS}[0-9]{2}{GAP}", Less(1), Verbatim),
-    (r"[A-Za-z](?:\.[A-Za-z])*\.|(?:{ABBREVIATION}|{CLOSING})\.", All, Treebank),
+    (
+        r"[A-Za-z](?:\.[A-Za-z])*\.|(?:{ABBREVIATION}|{CLOSING})\.",
+        All,
+        Treebank,
+    ),
     (r"{WORD}", All, Treebank),
     (r"{COMPOUND}", All, Word),
     // addresses
-    (r#"(?i:https?)://[^ \t\n"<>|(){}]+[^ \t\n"<>|.!?(){},-]"#, All, Verbatim),
-    (r#"(?i:www)\.(?:[^ \t\n"<>|.!?(){},]+\.)+[A-Za-z]{2,4}(?:{PATH})?"#, All, Verbatim),
-    (r#"(?:[^\x00-\x20"`'(){}|$!,-_]+\.)+(?i:com|edu|net|org)(?:{PATH})?"#, All, Verbatim),
+    (
+        r#"(?i:https?)://[^ \t\n"<>|(){}]+[^ \t\n"<>|.!?(){},-]"#,
+        All,
+        Verbatim,
+    ),
+    (
+        r#"(?i:www)\.(?:[^ \t\n"<>|.!?(){},]+\.)+[A-Za-z]{2,4}(?:{PATH})?"#,
+        All,
+        Verbatim,
+    ),
+    (
+        r#"(?:[^\x00-\x20"`'(){}|$!,-_]+\.)+(?i:com|edu|net|org)(?:{PATH})?"#,
+        All,
+        Verbatim,
+    ),
     (
         r#"(?:<|(?i:&lt;))?[A-Za-z0-9][^ \t\n"<>|(){}{NBSP}]*@(?:[^ \t\n"<>|(){}.{NBSP}]+\.)*[^ \t\n"<>|(){}.{NBSP}]+(?:>|(?i:&gt;))?"#,
         All,
@@ -85,7 +125,11 @@ pub const RULES: &[Rule] = &[
     (r"#{W}+", All, Verbatim),
     (r"{CLOSING}\.[\x00-\xff]{2}", Less(2), Treebank),
     // entities
-    (r"&(?i:ht|lr|tl|ur|q[clr]|[co]dq);|&#[0-9]+;|(?i:&apos;|&quot;)", All, Verbatim),
+    (
+        r"&(?i:ht|lr|tl|ur|q[clr]|[co]dq);|&#[0-9]+;|(?i:&apos;|&quot;)",
+        All,
+        Verbatim,
+    ),
     (r"&(?i:md|mdash|ndash);", All, As("--")),
     (r"(?i:&lt;)", All, As("<")),
     (r"(?i:&gt;)", All, As(">")),
@@ -93,35 +137,70 @@ pub const RULES: &[Rule] = &[
     (r"(?i:&nbsp;)", All, Dropped),
     // numbers
     (r"[-+]?{NUMBER}", All, Treebank),
-    (r"(?:{W}|{D})+(?:\.(?:{W}|{D})+)*\.{SUFFIX}(?:{GAP}|[.?!,])", Less(1), Verbatim), // a file's name
+    (
+        r"(?:{W}|{D})+(?:\.(?:{W}|{D})+)*\.{SUFFIX}(?:{GAP}|[.?!,])",
+        Less(1),
+        Verbatim,
+    ), // a file's name
     (r"{ALTERNATIVE}(?:\\?/{ALTERNATIVE}){1,2}", All, Treebank),
     (r"{HYPHENATED}", All, Treebank),
     // faces
-    (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]][^A-Za-z0-9]", Less(1), Treebank),
+    (
+        r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]][^A-Za-z0-9]",
+        Less(1),
+        Treebank,
+    ),
     (r"[<>^x=~'-]_[<>^x=~'-]", All, Treebank),
-    (r"\([<>^x=~'-][_.]?[<>^x=~'-]\)|\([<>^x=~']-[<>^x=~'`]\)", All, Treebank),
+    (
+        r"\([<>^x=~'-][_.]?[<>^x=~'-]\)|\([<>^x=~']-[<>^x=~'`]\)",
+        All,
+        Treebank,
+    ),
     // the rest
     (r"-+", All, Treebank),
     (r"[A-Z]*\$", All, Treebank),
     (r"\.{3,5}", All, As("...")),
     (r"(?i:art|ca|figs?|nos?|op|pp|prop)\.{GAP}?{D}", Stop, Treebank), // only before a number
     (r"{TAG}", All, Verbatim),
-    (r"(?:{D}{1,4}[- {NBSP}])?{D}{1,4}(?:\\?/|{SOLIDUS}){D}{1,4}", All, Treebank),
+    (
+        r"(?:{D}{1,4}[- {NBSP}])?{D}{1,4}(?:\\?/|{SOLIDUS}){D}{1,4}",
+        All,
+        Treebank,
+    ),
     (r"{D}{1,2}[-/]{D}{1,2}[-/]{D}{2,4}", All, Treebank),
-    (r"(?:\(\d{2,3}\)[ {NBSP}]?|(?:\+\+?)?(?:\d{2,4}[- {NBSP}])?\d{2,4}[- {NBSP}])\d{3,4}[- {NBSP}]?\d{3,5}", All, Treebank),
-    (r"(?:(?:\+\+?)?\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}", All, Treebank),
+    (
+        r"(?:\(\d{2,3}\)[ {NBSP}]?|(?:\+\+?)?(?:\d{2,4}[- {NBSP}])?\d{2,4}[- {NBSP}])\d{3,4}[- {NBSP}]?\d{3,5}",
+        All,
+        Treebank,
+    ),
+    (
+        r"(?:(?:\+\+?)?\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}",
+        All,
+        Treebank,
+    ),
     (r"[?!]{2,}|#+|@+|\*+|_+|<<|>>|''", All, Treebank),
     (r"[`{QUOTE}{OPENING}{APOSTROPHE}]{1,2}", All, Treebank),
     (r"{SIGN}?(?:{RAISED}+|{LOWERED}+)", All, Treebank),
-    (r"[^ \t\n{HYPHEN}{POINT}{NBSP}{SPACE}{BREAK}{OTHER}]", All, Treebank),
-    (r"[ \t{NBSP}{SPACE}]+|[\n{HYPHEN}{POINT}{BREAK}{OTHER}]", All, Dropped),
+    (
+        r"[^ \t\n{HYPHEN}{POINT}{NBSP}{SPACE}{BREAK}{OTHER}]",
+        All,
+        Treebank,
+    ),
+    (
+        r"[ \t{NBSP}{SPACE}]+|[\n{HYPHEN}{POINT}{BREAK}{OTHER}]",
+        All,
+        Dropped,
+    ),
 ];
 
 /// Named parts of the rules; a part may use others.
 pub fn definitions() -> Vec<(&'static str, String)> {
     let mut parts: Vec<(&str, String)> = vec![
         ("STARTER", format!("(?:{})", capitalised(STARTERS))),
-        ("ABBREVIATION", format!("(?:(?i:{})|(?i:m)[ft](?i:g))", any_case(ABBREVIATIONS))),
+        (
+            "ABBREVIATION",
+            format!("(?:(?i:{})|(?i:m)[ft](?i:g))", any_case(ABBREVIATIONS)),
+        ),
         (
             "CLOSING",
             format!(
@@ -131,23 +210,40 @@ pub fn definitions() -> Vec<(&'static str, String)> {
             ),
         ),
     ];
-    parts.extend(PARTS.iter().chain(classes::NAMES).map(|(name, pattern)| (*name, pattern.to_string())));
+    parts.extend(
+        PARTS
+            .iter()
+            .chain(classes::NAMES)
+            .map(|(name, pattern)| (*name, pattern.to_string())),
+    );
     parts
 }
 
 const PARTS: &[(&str, &str)] = &[
     ("CLITIC", r"{APOS}(?:[dmsDMS]|(?i:ll|re|ve))"),
     ("WORD", r"{W}(?:{W}|{D})*(?:[.!?]{W}(?:{W}|{D})*)*"),
-    ("COMPOUND", r"(?:[dDlLoO]{TICK}{A})?{A}+(?:[-_{HYPHEN}](?:[dDlLoO]{TICK}{A})?{A}+)*"),
-    ("HYPHENATED", r"[A-Za-z0-9][A-Za-z0-9.,{SOFT}]*(?:-(?:[A-Za-z0-9{SOFT}]+|[A-Za-z](?:\.[A-Za-z])+\.))+"),
+    (
+        "COMPOUND",
+        r"(?:[dDlLoO]{TICK}{A})?{A}+(?:[-_{HYPHEN}](?:[dDlLoO]{TICK}{A})?{A}+)*",
+    ),
+    (
+        "HYPHENATED",
+        r"[A-Za-z0-9][A-Za-z0-9.,{SOFT}]*(?:-(?:[A-Za-z0-9{SOFT}]+|[A-Za-z](?:\.[A-Za-z])+\.))+",
+    ),
     ("ALTERNATIVE", r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"),
     ("INITIALS", r"[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"),
     ("NUMBER", r"(?:{D}+|{D}*(?:[.:,{SOFT}{POINT}]{D}+)+)"),
     ("PATH", r#"/[^ \t\n"<>|()]+[^ \t\n"<>|.!?(){},-]"#),
-    ("TAG", r"(?:<[!?][A-Za-z-][^>\n]*>|</{NAME} *>|<{NAME}(?: +{NAME}(?: *= *{VALUE})?)* */? *>)"),
+    (
+        "TAG",
+        r"(?:<[!?][A-Za-z-][^>\n]*>|</{NAME} *>|<{NAME}(?: +{NAME}(?: *= *{VALUE})?)* */? *>)",
+    ),
     ("NAME", r"[A-Za-z][A-Za-z0-9_:.-]*"),
     ("VALUE", r#"(?:'[^'\n]*'|"[^"\n]*")"#),
-    ("SUFFIX", r"(?i:bat|bmp|c|cgi|class|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip)"),
+    (
+        "SUFFIX",
+        r"(?i:bat|bmp|c|cgi|class|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip)",
+    ),
     ("GAP", r"[ \t\n{NBSP}{SPACE}{BREAK}]"),
     ("TICK", r"(?:{APOS}|[`{OPENING}])"),
     ("APOS", r"(?:['{APOSTROPHE}]|(?i:&apos;))"),
@@ -185,5 +281,9 @@ fn capitalised(words: &str) -> String {
         (first, "") => first.to_string(),
         (first, rest) => format!("[{first}](?i:{})", rest.replace('.', r"\.")),
     };
-    words.split_ascii_whitespace().map(one).collect::<Vec<_>>().join("|")
+    words
+        .split_ascii_whitespace()
+        .map(one)
+        .collect::<Vec<_>>()
+        .join("|")
 }

@@ -122,7 +122,8 @@ fn ends_word(token: &[char], at: usize) -> bool {
             c => c.is_alphanumeric(),
         }
     };
-    (0..at).rev().take_while(inside).any(|i| cased(&i)) && !(at + 1..token.len()).take_while(inside).any(|i| cased(&i))
+    (0..at).rev().take_while(inside).any(|i| cased(&i))
+        && !(at + 1..token.len()).take_while(inside).any(|i| cased(&i))
 }
 
 #[cfg(test)]
@@ -137,7 +138,14 @@ mod tests {
 
     #[test]
     fn stand_ins_and_lower_case() {
-        let cases = [("½", "1/2"), ("€", "$"), ("(", "-lrb-"), (":)", ":-rrb-"), ("1 1/2", "1\u{a0}1/2"), ("A\u{ad}B", "ab")];
+        let cases = [
+            ("½", "1/2"),
+            ("€", "$"),
+            ("(", "-lrb-"),
+            (":)", ":-rrb-"),
+            ("1 1/2", "1\u{a0}1/2"),
+            ("A\u{ad}B", "ab"),
+        ];
         for (token, expected) in cases {
             assert_eq!(written(token, Spelling::Treebank), expected);
         }
@@ -149,7 +157,13 @@ mod tests {
 
     #[test]
     fn sigma_at_the_end_of_a_word() {
-        for (token, expected) in [("ΟΔΟΣ", "οδος"), ("ΣΑΣ", "σας"), ("Σ", "σ"), ("ΣΑΣΑ", "σασα"), ("ΑΣ-Α", "ασ-α")] {
+        for (token, expected) in [
+            ("ΟΔΟΣ", "οδος"),
+            ("ΣΑΣ", "σας"),
+            ("Σ", "σ"),
+            ("ΣΑΣΑ", "σασα"),
+            ("ΑΣ-Α", "ασ-α"),
+        ] {
             assert_eq!(written(token, Spelling::Word), expected);
         }
     }

@@ -65,8 +65,13 @@ pub fn score(rule: Rule, annotations: &[Annotation], predictions: &[Answer]) -> 
     }
     let mut given: HashMap<&Id, &str> = HashMap::with_capacity(predictions.len());
     for prediction in predictions {
-        if given.insert(&prediction.question_id, &prediction.answer).is_some() {
-            return Err(EvalError::DuplicateId { id: prediction.question_id.clone() });
+        if given
+            .insert(&prediction.question_id, &prediction.answer)
+            .is_some()
+        {
+            return Err(EvalError::DuplicateId {
+                id: prediction.question_id.clone(),
+            });
         }
     }
     let mut overall = Mean::default();
@@ -83,9 +88,10 @@ pub fn score(rule: Rule, annotations: &[Annotation], predictions: &[Answer]) -> 
         }
         let accuracy = accuracy(rule, answer, &annotation.answers);
         overall.add(accuracy);
-        for (kind, table) in
-            [(&annotation.answer_type, &mut by_answer), (&annotation.question_type, &mut by_question)]
-        {
+        for (kind, table) in [
+            (&annotation.answer_type, &mut by_answer),
+            (&annotation.question_type, &mut by_question),
+        ] {
             if let Some(kind) = kind {
                 table.entry(kind.clone()).or_default().add(accuracy);
             }
@@ -95,7 +101,12 @@ pub fn score(rule: Rule, annotations: &[Annotation], predictions: &[Answer]) -> 
     if let Some(id) = given.into_keys().min() {
         return Err(EvalError::UnknownId { id: id.clone() });
     }
-    let means = |table: BTreeMap<String, Mean>| table.into_iter().map(|(kind, mean)| (kind, mean.value())).collect();
+    let means = |table: BTreeMap<String, Mean>| {
+        table
+            .into_iter()
+            .map(|(kind, mean)| (kind, mean.value()))
+            .collect()
+    };
     Ok(VqaScores {
         overall: overall.value(),
         per_answer_type: means(by_answer),
@@ -110,7 +121,13 @@ pub fn accuracy(rule: Rule, prediction: &str, answers: &[String]) -> f64 {
         Rule::Vqa => {
             let prediction = normalise::prediction(prediction);
             let unanimous = answers.windows(2).all(|pair| pair[0] == pair[1]);
-            let human = |answer: &String| if unanimous { answer.clone() } else { normalise::punctuation(answer) };
+            let human = |answer: &String| {
+                if unanimous {
+                    answer.clone()
+                } else {
+                    normalise::punctuation(answer)
+                }
+            };
             let matching: Vec<bool> = answers.iter().map(|answer| human(answer) == prediction).collect();
             let all = matching.iter().filter(|m| **m).count();
             let among_others = matching.iter().map(|own| (all - usize::from(*own)) as f64);
@@ -122,7 +139,11 @@ pub fn accuracy(rule: Rule, prediction: &str, answers: &[String]) -> f64 {
         }
         Rule::Gqa => {
             let prediction = normalise::prediction(prediction);
-            f64::from(u8::from(answers.iter().any(|answer| normalise::prediction(answer) == prediction)))
+            f64::from(u8::from(
+                answers
+                    .iter()
+                    .any(|answer| normalise::prediction(answer) == prediction),
+            ))
         }
     }
 }
@@ -154,23 +175,38 @@ mod tests {
     use super::*;
 
     fn answers(list: &[(&str, usize)]) -> Vec<String> {
-        list.iter().flat_map(|(answer, n)| std::iter::repeat_n(answer.to_string(), *n)).collect()
+        list.iter()
+            .flat_map(|(answer, n)| std::iter::repeat_n(answer.to_string(), *n))
+            .collect()
     }
 
     #[test]
     fn three_of_ten_humans() {
         // the three who agree see two others, the seven others see three
         let ten = answers(&[("red", 3), ("blue", 7)]);
-        assert!((accuracy(Rule::Vqa, "red", &ten) - 0.9).abs() < 1e-12, "(3 * 2/3 + 7) / 10");
+        assert!(
+            (accuracy(Rule::Vqa, "red", &ten) - 0.9).abs() < 1e-12,
+            "(3 * 2/3 + 7) / 10"
+        );
         assert_eq!(accuracy(Rule::Vqa, "Blue.", &ten), 1.0);
-        assert_eq!(accuracy(Rule::AOkvqa, "red", &answers(&[("red", 1), ("blue", 9)])), 1.0 / 3.0);
+        assert_eq!(
+            accuracy(Rule::AOkvqa, "red", &answers(&[("red", 1), ("blue", 9)])),
+            1.0 / 3.0
+        );
         assert_eq!(accuracy(Rule::AOkvqa, "Red", &ten), 0.0, "no normalisation");
-        assert_eq!(accuracy(Rule::Gqa, "the T-shirt", &answers(&[("t shirt", 1)])), 1.0);
+        assert_eq!(
+            accuracy(Rule::Gqa, "the T-shirt", &answers(&[("t shirt", 1)])),
+            1.0
+        );
     }
 
     #[test]
     fn unanimous_human_answers_stay_as_they_are() {
-        assert_eq!(accuracy(Rule::Vqa, "t-shirt", &answers(&[("t-shirt", 10)])), 0.0, "the prediction loses its hyphen");
+        assert_eq!(
+            accuracy(Rule::Vqa, "t-shirt", &answers(&[("t-shirt", 10)])),
+            0.0,
+            "the prediction loses its hyphen"
+        );
         let nearly = answers(&[("t-shirt", 9), ("shirt", 1)]);
         assert_eq!(accuracy(Rule::Vqa, "t-shirt", &nearly), 1.0);
     }
@@ -183,7 +219,10 @@ mod tests {
             answer_type: None,
             question_type: None,
         };
-        let answer = |id: i64| Answer { question_id: id.into(), answer: "x".to_string() };
+        let answer = |id: i64| Answer {
+            question_id: id.into(),
+            answer: "x".to_string(),
+        };
         let run = |a: &[Annotation], p: &[Answer]| score(Rule::Vqa, a, p).unwrap_err().to_string();
         assert!(run(&[], &[]).contains("nothing to score"));
         assert!(run(&[annotation(1)], &[]).contains("no prediction for 1"));

@@ -14,7 +14,10 @@ const MOST_PERIODS: usize = 32;
 
 /// A prediction as it is compared: line breaks and tabs to blanks, both steps.
 pub fn prediction(answer: &str) -> String {
-    let line: String = answer.chars().map(|c| if matches!(c, '\n' | '\t') { ' ' } else { c }).collect();
+    let line: String = answer
+        .chars()
+        .map(|c| if matches!(c, '\n' | '\t') { ' ' } else { c })
+        .collect();
     words(&punctuation(line.trim_matches(is_blank)))
 }
 
@@ -24,9 +27,13 @@ pub fn prediction(answer: &str) -> String {
 /// becomes a blank. Then stops go, unless a digit follows.
 pub fn punctuation(answer: &str) -> String {
     let characters: Vec<char> = answer.chars().collect();
-    let number = characters.windows(3).any(|w| is_digit(w[0]) && w[1] == ',' && is_digit(w[2]));
+    let number = characters
+        .windows(3)
+        .any(|w| is_digit(w[0]) && w[1] == ',' && is_digit(w[2]));
     let beside_blank = |mark: char| {
-        characters.windows(2).any(|w| (w[0] == mark && w[1] == ' ') || (w[0] == ' ' && w[1] == mark))
+        characters
+            .windows(2)
+            .any(|w| (w[0] == mark && w[1] == ' ') || (w[0] == ' ' && w[1] == mark))
     };
     // what is deleted is decided on the original answer, so the order of the marks does not matter
     let deleted = MARKS.map(|mark| number || beside_blank(mark));
@@ -78,17 +85,19 @@ pub fn words(answer: &str) -> String {
 /// A decimal digit of any script, as `\d` in Python.
 fn is_digit(c: char) -> bool {
     c.is_ascii_digit()
-        || DIGIT_BLOCKS.binary_search_by(|zero| zero.cmp(&(c as u32))).map_or_else(
-            |after| after > 0 && c as u32 - DIGIT_BLOCKS[after - 1] < 10,
-            |_| true,
-        )
+        || DIGIT_BLOCKS
+            .binary_search_by(|zero| zero.cmp(&(c as u32)))
+            .map_or_else(
+                |after| after > 0 && c as u32 - DIGIT_BLOCKS[after - 1] < 10,
+                |_| true,
+            )
 }
 
 /// Zeros of the scripts' ten digits.
 const DIGIT_BLOCKS: &[u32] = &[
-    0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0, 0xf20,
-    0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0,
-    0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10,
+    0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0,
+    0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50,
+    0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10,
 ];
 
 /// Contractions whose key is the value without its apostrophe.
@@ -114,7 +123,8 @@ const ODD: &[(&str, &str)] = &[
 ];
 
 static CONTRACTIONS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
-    let mut table: HashMap<String, String> = ODD.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    let mut table: HashMap<String, String> =
+        ODD.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     for value in SINGLE.split_ascii_whitespace() {
         table.insert(value.replace('\'', ""), value.to_string());
     }
