@@ -7,6 +7,7 @@
 
 pub mod data;
 pub mod distributed;
+pub mod eval;
 pub mod initial;
 pub mod losses;
 pub mod optim;
