@@ -1,8 +1,5 @@
-//! BLIP-2 inference: a [`Session`] is a model with its processor on a device; the binary `blip2` is a thin
-//! layer of verbs over it.
+//! BLIP-2 inference on the command line: the binary `blip2` is a thin layer of verbs over [`Session`].
 
 pub mod cli;
-pub mod output;
-pub mod session;
 
-pub use session::{Request, Session};
+pub use blip2_model::session::{Request, Session};

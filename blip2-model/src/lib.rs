@@ -15,5 +15,6 @@ pub mod language;
 pub mod nn;
 pub mod processor;
 pub mod qformer;
+pub mod session;
 pub mod vision;
 pub mod weights;

@@ -5,6 +5,7 @@
 //! Shapes use the legend of `blip2_model`; additionally `W` is the number of processes and
 //! `K = B * W` the global batch.
 
+pub mod cli;
 pub mod data;
 pub mod distributed;
 pub mod eval;

@@ -11,8 +11,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CommonArgs, GenerationArgs, Verb};
-use crate::output::Answer;
 use crate::{Request, Session};
+use blip2_model::session::Answer;
 
 /// Arguments of `caption`.
 #[derive(Debug, Args)]

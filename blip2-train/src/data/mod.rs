@@ -25,6 +25,6 @@ pub mod stats;
 pub mod stream;
 pub mod tar_reader;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod verify;
 pub mod webdataset;

@@ -1,25 +1,31 @@
-//! A loaded model with its processor, on one device.
+//! A loaded model with its processor and tokenizers, on one device: what the command, the evaluations and the
+//! examples stand on.
+
+mod answer;
+mod error;
 
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
-use blip2_model::blip2::conditional::TokenBatch;
-use blip2_model::blip2::{Blip2, ImageFeatures};
-use blip2_model::checkpoint::{DtypePolicy, LoadReport};
-use blip2_model::config::{Blip2Config, Task};
-use blip2_model::generate::ranking::{RankOptions, rank};
-use blip2_model::generate::{self, GenerateOptions, StopReason};
-use blip2_model::language::{AnyLanguageModel, Architecture, LanguageModel};
-use blip2_model::nn::{Context, Kernels, PadMask};
-use blip2_model::processor::{
+use crate::blip2::conditional::TokenBatch;
+use crate::blip2::{Blip2, ImageFeatures};
+use crate::checkpoint::{DtypePolicy, LoadReport};
+use crate::config::{Blip2Config, Task};
+use crate::generate::ranking::{RankOptions, rank};
+use crate::generate::{self, GenerateOptions, StopReason};
+use crate::language::{AnyLanguageModel, Architecture, LanguageModel};
+use crate::nn::{Context, Kernels, PadMask};
+use crate::processor::{
     DecodeOptions, EncodeOptions, ImageProcessor, Padding, RgbImage, TextTokenizer, TokenizerKind,
     decode_file,
 };
-use blip2_model::weights::checkpoint_dir;
+use crate::weights::checkpoint_dir;
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::output::{Answer, Output, RankedAnswer, Timing};
+pub use answer::{Answer, Output, RankedAnswer, Timing};
+pub use error::SessionError;
+
+type Result<T> = std::result::Result<T, SessionError>;
 
 /// One picture with its prompt and options; a batch may mix them freely.
 #[derive(Clone, Debug)]
@@ -57,13 +63,16 @@ impl<B: Kernels> Session<B> {
     pub fn open(folder: &Path, policy: DtypePolicy, allow_partial: bool, device: &B::Device) -> Result<Self> {
         let start = Instant::now();
         let opened = checkpoint_dir::open(folder)?;
-        let json = opened.config_json.as_deref().with_context(|| {
-            format!(
-                "{}: config.json not found; give the folder of a model",
-                folder.display()
-            )
+        let json = opened
+            .config_json
+            .as_deref()
+            .ok_or_else(|| SessionError::NoConfig {
+                folder: folder.to_path_buf(),
+            })?;
+        let config = Blip2Config::from_json(json).map_err(|source| SessionError::Config {
+            folder: folder.to_path_buf(),
+            source,
         })?;
-        let config = Blip2Config::from_json(json).with_context(|| folder.display().to_string())?;
         let policy = policy.for_config(&config)?;
         let (model, report) = Blip2::load(config, opened.source.as_ref(), policy, allow_partial, device)?;
         let preprocessor = opened.folder.join("preprocessor_config.json");
@@ -89,10 +98,12 @@ impl<B: Kernels> Session<B> {
             .transpose()?;
         let settings = opened.folder.join("generation_config.json");
         let generation = match (model.language.as_ref(), std::fs::read_to_string(&settings)) {
-            (Some(language), Ok(text)) => Some(
-                GenerateOptions::hf(&text, language.architecture())
-                    .with_context(|| settings.display().to_string())?,
-            ),
+            (Some(language), Ok(text)) => Some(GenerateOptions::hf(&text, language.architecture()).map_err(
+                |source| SessionError::Generation {
+                    file: settings.clone(),
+                    source,
+                },
+            )?),
             _ => None,
         };
         Ok(Self {
@@ -132,9 +143,7 @@ impl<B: Kernels> Session<B> {
     }
 
     fn language_tokenizer(&self) -> Result<&TextTokenizer> {
-        self.language_tokenizer
-            .as_ref()
-            .context("this checkpoint has no language model; use match, search or embed")
+        self.language_tokenizer.as_ref().ok_or(SessionError::NoLanguage)
     }
 
     /// Prompts -> padded ids: left for decoder-only models, right for encoder-decoder ones.
@@ -153,9 +162,7 @@ impl<B: Kernels> Session<B> {
 
     /// Texts for the Q-Former, padded on the right.
     pub fn tokenize_texts(&self, texts: &[String], max_length: Option<usize>) -> Result<TokenBatch> {
-        let tokenizer = self.query_tokenizer.as_ref().context(
-            "this checkpoint has no text branch; use a retrieval checkpoint such as blip2-itm-vit-g",
-        )?;
+        let tokenizer = self.query_tokenizer.as_ref().ok_or(SessionError::NoTextBranch)?;
         let options = EncodeOptions {
             max_length,
             ..EncodeOptions::default()
@@ -166,7 +173,10 @@ impl<B: Kernels> Session<B> {
     /// Captions or answers a batch of decoded pictures.
     pub fn answer(&self, images: &[RgbImage], requests: &[Request]) -> Result<Vec<Answer>> {
         if images.len() != requests.len() {
-            bail!("{} pictures for {} requests", images.len(), requests.len());
+            return Err(SessionError::Count {
+                images: images.len(),
+                requests: requests.len(),
+            });
         }
         let ctx = Context::eval();
         let mut timing = Timing {
@@ -208,7 +218,6 @@ impl<B: Kernels> Session<B> {
                         StopReason::EosFirst => "eos_first",
                         StopReason::Length => "length",
                         StopReason::Cancelled => "cancelled",
-                        _ => "other",
                     },
                 })
             });
@@ -226,8 +235,8 @@ impl<B: Kernels> Session<B> {
     pub fn detokenize(&self, ids: &[i64]) -> Result<String> {
         let ids: Vec<u32> = ids
             .iter()
-            .map(|&id| u32::try_from(id))
-            .collect::<Result<_, _>>()?;
+            .map(|&id| u32::try_from(id).map_err(|_| SessionError::TokenId { id }))
+            .collect::<Result<_>>()?;
         Ok(self.language_tokenizer()?.decode(&ids, true)?.trim().to_string())
     }
 

@@ -1,4 +1,4 @@
-//! What the command prints with `--json`: one object per line on stdout.
+//! Answers as the command prints them with `--json`: field names are a contract with programs that read them.
 
 use serde::Serialize;
 

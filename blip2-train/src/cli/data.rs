@@ -11,18 +11,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
-use super::augment::Transform;
-use super::convert::{Target, convert};
-use super::facts::Histogram;
-use super::inspect::{SheetOptions, inspect};
-use super::loader::{ErrorPolicy, Loader, LoaderConfig, LoaderStart};
-use super::mixture::{MixtureConfig, Source};
-use super::output::write_file;
-use super::prepare::{Needs, Preparation};
-use super::sample::Skipped;
-use super::source::SourceConfig;
-use super::stats::{Stats, stats};
-use super::verify::{Duplicates, Verification, VerifyOptions, verify};
+use crate::data::augment::Transform;
+use crate::data::convert::{Target, convert};
+use crate::data::facts::Histogram;
+use crate::data::inspect::{SheetOptions, inspect};
+use crate::data::loader::{ErrorPolicy, Loader, LoaderConfig, LoaderStart};
+use crate::data::mixture::{MixtureConfig, Source};
+use crate::data::output::write_file;
+use crate::data::prepare::{Needs, Preparation};
+use crate::data::sample::Skipped;
+use crate::data::source::SourceConfig;
+use crate::data::stats::{Stats, stats};
+use crate::data::verify::{Duplicates, Verification, VerifyOptions, verify};
 
 /// Look at, check, convert and measure data sets.
 #[derive(Debug, Args)]
@@ -234,7 +234,11 @@ pub fn run(args: DataArgs) -> anyhow::Result<()> {
 }
 
 fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    let text = if json { serde_json::to_string_pretty(value)? } else { text().trim_end().to_owned() };
+    let text = if json {
+        serde_json::to_string_pretty(value)?
+    } else {
+        text().trim_end().to_owned()
+    };
     match writeln!(std::io::stdout().lock(), "{text}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // `| head` has seen enough
         other => Ok(other?),
@@ -269,10 +273,20 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<()> {
         let mut lines = String::new();
         for s in &sheet.shown {
             let question = s.question.as_ref().map(|q| format!("Q: {}", q.text));
-            let text: Vec<&str> = s.captions.iter().map(String::as_str).chain(question.as_deref()).collect();
+            let text: Vec<&str> = s
+                .captions
+                .iter()
+                .map(String::as_str)
+                .chain(question.as_deref())
+                .collect();
             lines += &format!("{}  {}x{}  {}\n", s.key, s.width, s.height, text.join(" | "));
         }
-        format!("{lines}\n{} samples, {} skipped; see {}", sheet.shown.len(), sheet.skipped.len(), args.out.display())
+        format!(
+            "{lines}\n{} samples, {} skipped; see {}",
+            sheet.shown.len(),
+            sheet.skipped.len(),
+            args.out.display()
+        )
     })
 }
 
@@ -287,7 +301,12 @@ fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
     let found = verify(&args.source.open()?, options, &|n| bar.set_position(n))?;
     bar.finish_and_clear();
     print(args.source.json, &found, || verification_text(&found))?;
-    anyhow::ensure!(found.good == found.seen, "{} of {} samples cannot be used", found.seen - found.good, found.seen);
+    anyhow::ensure!(
+        found.good == found.seen,
+        "{} of {} samples cannot be used",
+        found.seen - found.good,
+        found.seen
+    );
     Ok(())
 }
 
@@ -300,43 +319,84 @@ fn verification_text(found: &Verification) -> String {
         text += &format!("  {} `{}`: {}\n", bad.name.shard, bad.name.key, bad.reason);
     }
     let mut duplicates = |what: &str, d: &Duplicates| {
-        text += &format!("{what}: {} groups, {} beyond the first of each\n", d.groups, d.extra);
+        text += &format!(
+            "{what}: {} groups, {} beyond the first of each\n",
+            d.groups, d.extra
+        );
         for (one, other) in &d.examples {
-            text += &format!("  {} `{}` = {} `{}`\n", one.shard, one.key, other.shard, other.key);
+            text += &format!(
+                "  {} `{}` = {} `{}`\n",
+                one.shard, one.key, other.shard, other.key
+            );
         }
     };
     duplicates("same picture and caption", &found.same_pair);
-    duplicates("same picture", &Duplicates { examples: Vec::new(), ..found.same_image.clone() });
-    duplicates("same caption", &Duplicates { examples: Vec::new(), ..found.same_caption.clone() });
+    duplicates(
+        "same picture",
+        &Duplicates {
+            examples: Vec::new(),
+            ..found.same_image.clone()
+        },
+    );
+    duplicates(
+        "same caption",
+        &Duplicates {
+            examples: Vec::new(),
+            ..found.same_caption.clone()
+        },
+    );
     text
 }
 
 fn run_convert(args: ConvertArgs) -> anyhow::Result<()> {
     let folder = args.out.clone();
     let target = match args.to {
-        ToArg::Tar => Target::Tar { folder, prefix: args.prefix, per_shard: args.per_shard },
+        ToArg::Tar => Target::Tar {
+            folder,
+            prefix: args.prefix,
+            per_shard: args.per_shard,
+        },
         ToArg::Folder => Target::Folder { folder },
         ToArg::Json => Target::Json { folder },
     };
     let bar = counter();
-    let done = convert(&args.source.open()?, &target, &mut |s| warn(s, &bar), &|n| bar.set_position(n))?;
+    let done = convert(&args.source.open()?, &target, &mut |s| warn(s, &bar), &|n| {
+        bar.set_position(n)
+    })?;
     bar.finish_and_clear();
     print(args.source.json, &done, || {
-        let shards = if done.shards > 0 { format!(" in {} shards", done.shards) } else { String::new() };
-        format!("{} samples{shards} to {}, {} skipped", done.samples, args.out.display(), done.skipped)
+        let shards = if done.shards > 0 {
+            format!(" in {} shards", done.shards)
+        } else {
+            String::new()
+        };
+        format!(
+            "{} samples{shards} to {}, {} skipped",
+            done.samples,
+            args.out.display(),
+            done.skipped
+        )
     })
 }
 
 fn run_stats(args: StatsArgs) -> anyhow::Result<()> {
     let bar = counter();
-    let found = stats(&args.source.open()?, args.needs.into(), args.threads, &|n| bar.set_position(n))?;
+    let found = stats(&args.source.open()?, args.needs.into(), args.threads, &|n| {
+        bar.set_position(n)
+    })?;
     bar.finish_and_clear();
     print(args.source.json, &found, || stats_text(&found))
 }
 
 fn stats_text(found: &Stats) -> String {
     let range = |h: &Histogram| {
-        format!("{} to {}, mean {:.1}, median {}", h.min, h.max, h.mean(), h.quantile(0.5))
+        format!(
+            "{} to {}, mean {:.1}, median {}",
+            h.min,
+            h.max,
+            h.mean(),
+            h.quantile(0.5)
+        )
     };
     let mut text = format!(
         "{} samples in {} files, {:.1} MB of pictures\n",
@@ -344,26 +404,50 @@ fn stats_text(found: &Stats) -> String {
         found.shards.len(),
         found.image_bytes as f64 / 1e6
     );
-    found.bad.iter().for_each(|(kind, n)| text += &format!("  not usable, {kind}: {n}\n"));
-    found.formats.iter().for_each(|(format, n)| text += &format!("  {format}: {n}\n"));
-    text += &format!("width   {}\nheight  {}\n", range(&found.width), range(&found.height));
+    found
+        .bad
+        .iter()
+        .for_each(|(kind, n)| text += &format!("  not usable, {kind}: {n}\n"));
+    found
+        .formats
+        .iter()
+        .for_each(|(format, n)| text += &format!("  {format}: {n}\n"));
+    text += &format!(
+        "width   {}\nheight  {}\n",
+        range(&found.width),
+        range(&found.height)
+    );
     text += &format!("captions per sample  {}\n", range(&found.captions_per_sample));
     if found.questions > 0 {
         let answers = range(&found.answers_per_question);
         text += &format!("questions  {}; distinct answers  {answers}\n", found.questions);
     }
-    text += &format!("words per caption  {}; {} distinct captions\n", range(&found.caption_words), found.distinct_captions);
+    text += &format!(
+        "words per caption  {}; {} distinct captions\n",
+        range(&found.caption_words),
+        found.distinct_captions
+    );
     let most = found.caption_words.classes.values().max().copied().unwrap_or(1);
     for (words, n) in &found.caption_words.classes {
-        text += &format!("{words:>4} words  {n:>9}  {}\n", "#".repeat((n * 50).div_ceil(most) as usize));
+        text += &format!(
+            "{words:>4} words  {n:>9}  {}\n",
+            "#".repeat((n * 50).div_ceil(most) as usize)
+        );
     }
-    found.top_captions.iter().for_each(|(caption, n)| text += &format!("{n:>6} x  {caption}\n"));
+    found
+        .top_captions
+        .iter()
+        .for_each(|(caption, n)| text += &format!("{n:>6} x  {caption}\n"));
     text
 }
 
 fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
     let transform = Transform::named(&args.processor, args.size)?;
-    let preparation = Preparation { transform, needs: Needs::Image, ..Preparation::default() };
+    let preparation = Preparation {
+        transform,
+        needs: Needs::Image,
+        ..Preparation::default()
+    };
     let config = LoaderConfig {
         batch_size: args.batch_size,
         drop_last: false,
@@ -371,7 +455,10 @@ fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
         errors: ErrorPolicy::LENIENT,
         ..LoaderConfig::default()
     };
-    let mixture = MixtureConfig { repeat: args.seconds.is_some(), ..MixtureConfig::default() };
+    let mixture = MixtureConfig {
+        repeat: args.seconds.is_some(),
+        ..MixtureConfig::default()
+    };
     let source = args.source.open()?;
     let limit = args.seconds.map(Duration::try_from_secs_f64).transpose()?;
     let (start, bar) = (Instant::now(), counter());
@@ -388,9 +475,13 @@ fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let counts = loader.counts();
     let rate = images as f64 / seconds;
-    let value = json!({"images": images, "skipped": counts.bad, "seconds": seconds, "images_per_second": rate});
+    let value =
+        json!({"images": images, "skipped": counts.bad, "seconds": seconds, "images_per_second": rate});
     print(args.source.json, &value, || {
-        format!("{images} images in {seconds:.2} s, {rate:.0} images/s, {} skipped", counts.bad)
+        format!(
+            "{images} images in {seconds:.2} s, {rate:.0} images/s, {} skipped",
+            counts.bad
+        )
     })
 }
 
@@ -398,8 +489,8 @@ fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
 mod tests {
     use clap::Parser;
 
-    use super::super::testing::picture_shards;
     use super::*;
+    use crate::data::testing::picture_shards;
 
     #[derive(Parser)]
     struct Cli {
@@ -423,8 +514,14 @@ mod tests {
         call(&["inspect", &shards, "-n", "4", "-o", &at("sheet.png")]).unwrap();
         assert!(image::open(at("sheet.png")).unwrap().width() > 4 * 160);
         call(&["convert", &shards, "--to", "folder", "-o", &at("out")]).unwrap();
-        assert_eq!(call(&["verify", &at("out")]).unwrap_err().to_string(), "1 of 11 samples cannot be used");
+        assert_eq!(
+            call(&["verify", &at("out")]).unwrap_err().to_string(),
+            "1 of 11 samples cannot be used"
+        );
         assert!(call(&["stats", &at("none.json")]).is_err());
-        assert!(call(&["stats", &shards, "--format", "nonsense"]).is_ok(), "formats concern annotation files only");
+        assert!(
+            call(&["stats", &shards, "--format", "nonsense"]).is_ok(),
+            "formats concern annotation files only"
+        );
     }
 }

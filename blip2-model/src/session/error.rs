@@ -1,0 +1,75 @@
+//! What can go wrong between a folder on disk and an answer.
+
+use std::path::PathBuf;
+
+use crate::blip2::Blip2Error;
+use crate::checkpoint::policy::T5InHalf;
+use crate::config::ConfigError;
+use crate::generate::{GenerateError, ImportError};
+use crate::processor::ProcessorError;
+use crate::weights::WeightsError;
+
+/// See the module documentation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The folder has weights but no description of the model.
+    #[error("{}: config.json not found; give the folder of a model", folder.display())]
+    NoConfig {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// `config.json` does not describe a model.
+    #[error("{}", folder.display())]
+    Config {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ConfigError,
+    },
+    /// The dtypes asked for do not fit the model.
+    #[error(transparent)]
+    Policy(#[from] T5InHalf),
+    /// `generation_config.json` cannot be used.
+    #[error("{}", file.display())]
+    Generation {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ImportError,
+    },
+    /// Weights cannot be read or do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The model cannot do this.
+    #[error(transparent)]
+    Model(#[from] Blip2Error),
+    /// A picture or text cannot be prepared.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
+    /// Decoding failed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// No tokenizer of a language model.
+    #[error("this checkpoint has no language model; use match, search or embed")]
+    NoLanguage,
+    /// No tokenizer of the Q-Former.
+    #[error("this checkpoint has no text branch; use a retrieval checkpoint such as blip2-itm-vit-g")]
+    NoTextBranch,
+    /// Every picture needs one request.
+    #[error("{images} pictures for {requests} requests")]
+    Count {
+        /// Pictures given.
+        images: usize,
+        /// Requests given.
+        requests: usize,
+    },
+    /// The model produced an id that no tokenizer has.
+    #[error("token id {id} is outside the vocabulary")]
+    TokenId {
+        /// The id.
+        id: i64,
+    },
+}

@@ -1,0 +1,40 @@
+//! Command line: one file per verb. Results go to stdout (with `--json` as JSON), everything else to stderr. Bad
+//! input ends with exit code 2 and a sentence that names the thing and the remedy.
+
+mod data;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Train and evaluate BLIP-2, and look after its data.
+#[derive(Debug, Parser)]
+#[command(name = "blip2-train", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  blip2-train data stats \"shards/{000..012}.tar\"
+  blip2-train data inspect photos/ --out sheet.png";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look at, check, convert and measure data sets
+    Data(data::DataArgs),
+}
+
+/// Parses the arguments, runs the verb, and turns an error into a sentence.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Data(args) => data::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
