@@ -4,6 +4,7 @@
 
 use burn::tensor::{DType, Tensor, activation, backend::Backend};
 
+use super::gradients::{self, NormGradients};
 use super::{Activation, Context};
 
 /// Backend with the project's fused operations. See [`crate::backend`] for the implementations.
@@ -14,9 +15,18 @@ pub trait Kernels: Backend {
         stored
     }
 
-    /// Whether the backend differentiates the exact GELU exactly; otherwise it is composed from `erf` when training.
-    fn has_exact_gelu_backward() -> bool {
-        false
+    /// A non-linearity; same shape and dtype out.
+    fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
+        act.by_tensor_ops(x)
+    }
+
+    /// Gradient of [`activate`](Self::activate) at `x`.
+    fn activate_backward<const D: usize>(
+        x: Tensor<Self, D>,
+        grad: Tensor<Self, D>,
+        act: Activation,
+    ) -> Tensor<Self, D> {
+        gradients::activation(x, grad, act)
     }
 
     /// `act(x W^T + b)` for `x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`.
@@ -38,14 +48,18 @@ pub trait Kernels: Backend {
         bias: Tensor<Self, 1>,
         eps: f64,
     ) -> Tensor<Self, D> {
-        let dtype = x.dtype();
-        let x = as_dtype(x, DType::F32);
-        let mean = x.clone().mean_dim(D - 1);
-        let centred = x - mean;
-        let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
-        let y = centred / (var + eps).sqrt();
-        let y = y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
-        as_dtype(y, dtype)
+        layer_norm_by_tensor_ops(x, weight, bias, eps)
+    }
+
+    /// Gradients of [`layer_norm_f32`](Self::layer_norm_f32), each in the dtype of its argument
+    /// (the bias has that of the weight).
+    fn layer_norm_backward<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, D>,
+        eps: f64,
+    ) -> NormGradients<Self, D> {
+        gradients::layer_norm(x, weight, grad, eps)
     }
 
     /// RMS norm over the last axis in f32; output in the dtype of `x`.
@@ -54,11 +68,17 @@ pub trait Kernels: Backend {
         weight: Tensor<Self, 1>,
         eps: f64,
     ) -> Tensor<Self, D> {
-        let dtype = x.dtype();
-        let x = as_dtype(x, DType::F32);
-        let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-        let y = x / (mean_square + eps).sqrt();
-        as_dtype(y * as_dtype(weight, DType::F32).unsqueeze(), dtype)
+        rms_norm_by_tensor_ops(x, weight, eps)
+    }
+
+    /// Gradients of [`rms_norm_f32`](Self::rms_norm_f32); there is no bias.
+    fn rms_norm_backward<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, D>,
+        eps: f64,
+    ) -> NormGradients<Self, D> {
+        gradients::rms_norm(x, weight, grad, eps)
     }
 
     /// `softmax(scale * q k^T + mask) v` for `q [B, H, T, d]`, `k, v [B, H, S, d]` -> `[B, H, T, d]`.
@@ -86,9 +106,48 @@ pub trait Kernels: Backend {
 
     /// Writes `new [B, H, T, d]` into `cache [B, H, capacity, d]` at position `at`.
     fn cache_write(cache: Tensor<Self, 4>, new: Tensor<Self, 4>, at: usize) -> Tensor<Self, 4> {
-        let [batch, heads, len, width] = new.dims();
-        cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
+        cache_write_by_tensor_ops(cache, new, at)
     }
+}
+
+/// The plain form of [`Kernels::layer_norm_f32`].
+pub fn layer_norm_by_tensor_ops<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    let x = as_dtype(x, DType::F32);
+    let mean = x.clone().mean_dim(D - 1);
+    let centred = x - mean;
+    let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
+    let y = centred / (var + eps).sqrt();
+    let y = y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
+    as_dtype(y, dtype)
+}
+
+/// The plain form of [`Kernels::rms_norm_f32`].
+pub fn rms_norm_by_tensor_ops<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    let x = as_dtype(x, DType::F32);
+    let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
+    let y = x / (mean_square + eps).sqrt();
+    as_dtype(y * as_dtype(weight, DType::F32).unsqueeze(), dtype)
+}
+
+/// The plain form of [`Kernels::cache_write`].
+pub fn cache_write_by_tensor_ops<B: Backend>(
+    cache: Tensor<B, 4>,
+    new: Tensor<B, 4>,
+    at: usize,
+) -> Tensor<B, 4> {
+    let [batch, heads, len, width] = new.dims();
+    cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
 }
 
 /// The plain form of [`Kernels::linear_act`].
