@@ -6,8 +6,12 @@
 //! same loop runs. Sums are in f32.
 
 pub mod act;
+pub mod attention;
+pub mod gemm;
 pub mod level;
 pub mod math;
 pub mod norm;
+mod simd;
+pub mod skinny;
 
 pub use act::Act;

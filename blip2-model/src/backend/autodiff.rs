@@ -6,8 +6,10 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive};
 
+use crate::nn::gradients::sum_rows;
+use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops};
 use crate::nn::{Activation, Kernels};
 
 fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
@@ -36,6 +38,38 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         })
     }
 
+    fn linear_act(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        act: Activation,
+    ) -> Tensor<Self, 2> {
+        let [x, weight] = [unwrap(x), unwrap(weight)];
+        let bias = bias.map(unwrap);
+        // without a bias the weight's node stands in its place, and nothing is registered for it
+        let third = bias.as_ref().map_or_else(|| weight.node.clone(), |b| b.node.clone());
+        let parents = [x.node.clone(), weight.node.clone(), third];
+        let learns = parents.iter().any(|node| !node.requirement.is_none());
+        let bias_values = bias.as_ref().map(|b| wrap(b.primitive.clone()));
+        // the backward pass of the activation starts from its input, which fusion would not keep
+        let fused = if learns { Activation::Identity } else { act };
+        let values = (wrap(x.primitive.clone()), wrap(weight.primitive.clone()));
+        let y = unwrap(B::linear_act(values.0, values.1, bias_values, fused));
+        let y = wrap(match LinearNode.prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = LinearState {
+                    x: prep.checkpoint(&x),
+                    weight: prep.checkpoint(&weight),
+                    weight_dtype: weight.primitive.dtype(),
+                    bias_dtype: bias.as_ref().map(|b| b.primitive.dtype()),
+                };
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        });
+        if learns { act.apply(y) } else { y }
+    }
+
     fn layer_norm_f32<const D: usize>(
         x: Tensor<Self, D>,
         weight: Tensor<Self, 1>,
@@ -61,6 +95,34 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         )
     }
 
+    fn attend_scores(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        scores: Scores<Self>,
+    ) -> Tensor<Self, 4> {
+        // a mask that learns (the relative bias of T5) needs the scores in the graph
+        if scores.mask.as_ref().is_some_and(|mask| !mask.clone().into_primitive().tensor().node.requirement.is_none()) {
+            return attend_by_tensor_ops(q, k, v, scores);
+        }
+        let scores = Scores {
+            scale: scores.scale,
+            mask: scores.mask.map(|mask| wrap(unwrap(mask).primitive)),
+            factors: scores.factors.map(|factors| wrap(unwrap(factors).primitive)),
+        };
+        let [q, k, v] = [q, k, v].map(unwrap);
+        let [pq, pk, pv] = [&q, &k, &v].map(|x| wrap(x.primitive.clone()));
+        let y = unwrap(B::attend_scores(pq, pk, pv, scores.clone()));
+        let parents = [q.node.clone(), k.node.clone(), v.node.clone()];
+        wrap(match AttendNode.prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let qkv = [&q, &k, &v].map(|x| prep.checkpoint(x));
+                prep.finish(AttendState { qkv, scores }, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        })
+    }
+
     fn rms_norm_f32<const D: usize>(
         x: Tensor<Self, D>,
         weight: Tensor<Self, 1>,
@@ -82,6 +144,69 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 OpsKind::UnTracked(prep) => prep.finish(y),
             },
         )
+    }
+}
+
+/// What the backward pass of a linear map needs.
+#[derive(Clone, Debug)]
+struct LinearState {
+    x: NodeId,
+    weight: NodeId,
+    weight_dtype: DType,
+    bias_dtype: Option<DType>,
+}
+
+#[derive(Debug)]
+struct LinearNode;
+
+impl<B: Kernels> Backward<B, 3> for LinearNode {
+    type State = LinearState;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let state = ops.state;
+        let x: B::FloatTensorPrimitive = checkpointer.retrieve_node_output(state.x);
+        let weight: B::FloatTensorPrimitive = checkpointer.retrieve_node_output(state.weight);
+        let grad: Tensor<B, 2> = wrap(grads.consume::<B>(&ops.node));
+        let [to_x, to_weight, to_bias] = ops.parents;
+        if let (Some(parent), Some(dtype)) = (to_bias, state.bias_dtype) {
+            let bias = as_dtype(sum_rows(grad.clone()), dtype);
+            grads.register::<B>(parent.id, unwrap(bias));
+        }
+        if let Some(parent) = to_weight {
+            let weight = as_dtype(B::linear_weight_grad(grad.clone(), wrap(x)), state.weight_dtype);
+            grads.register::<B>(parent.id, unwrap(weight));
+        }
+        if let Some(parent) = to_x {
+            grads.register::<B>(parent.id, unwrap(B::linear_input_grad(grad, wrap(weight))));
+        }
+    }
+}
+
+/// Inputs and scores of an attention; the mask and the dropout factors are constants.
+#[derive(Clone, Debug)]
+struct AttendState<B: Backend> {
+    qkv: [NodeId; 3],
+    scores: Scores<B>,
+}
+
+#[derive(Debug)]
+struct AttendNode;
+
+impl<B: Kernels> Backward<B, 3> for AttendNode {
+    type State = AttendState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let AttendState { qkv, scores } = ops.state;
+        let grad = wrap(grads.consume::<B>(&ops.node));
+        let [q, k, v] = qkv.map(|id| {
+            wrap::<B, 4>(checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(id))
+        });
+        let found = B::attend_backward(q, k, v, scores, grad);
+        for (parent, grad) in ops.parents.into_iter().zip(found) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, unwrap(grad));
+            }
+        }
     }
 }
 
@@ -137,8 +262,8 @@ impl<B: Kernels, const D: usize> Backward<B, 2> for RmsNormNode<D> {
         let x: B::FloatTensorPrimitive = checkpointer.retrieve_node_output(x);
         let weight: B::FloatTensorPrimitive = checkpointer.retrieve_node_output(weight);
         let grad = grads.consume::<B>(&ops.node);
-        let found = B::rms_norm_backward(wrap::<B, D>(x), wrap(weight), wrap(grad), eps);
-        for (parent, grad) in ops.parents.into_iter().zip([unwrap(found.x), unwrap(found.weight)]) {
+        let (dx, dw) = B::rms_norm_backward(wrap::<B, D>(x), wrap(weight), wrap(grad), eps);
+        for (parent, grad) in ops.parents.into_iter().zip([unwrap(dx), unwrap(dw)]) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, grad);
             }

@@ -4,19 +4,20 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-use burn::tensor::{DType, Tensor, activation::sigmoid, backend::Backend};
+use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::Activation;
-use super::kernels::as_dtype;
+use super::kernels::{Scores, as_dtype};
 
-/// Gradients of a norm over rows.
+/// Gradients of a layer norm.
 #[derive(Debug)]
 pub struct NormGradients<B: Backend, const D: usize> {
     /// Of the input.
     pub x: Tensor<B, D>,
     /// Of the weight, `[width]`.
     pub weight: Tensor<B, 1>,
-    /// Of the bias, `[width]`: the sum of the incoming gradient over rows.
+    /// Of the bias, `[width]`.
     pub bias: Tensor<B, 1>,
 }
 
@@ -82,18 +83,43 @@ pub fn rms_norm<B: Backend, const D: usize>(
     weight: Tensor<B, 1>,
     grad: Tensor<B, D>,
     eps: f64,
-) -> NormGradients<B, D> {
+) -> (Tensor<B, D>, Tensor<B, 1>) {
     let (dtype, weight_dtype) = (x.dtype(), weight.dtype());
     let (x, grad) = (as_dtype(x, DType::F32), as_dtype(grad, DType::F32));
     let inverse = ((x.clone() * x.clone()).mean_dim(D - 1) + eps).sqrt().recip();
     let normal = x * inverse.clone();
     let scaled = grad.clone() * as_dtype(weight, DType::F32).unsqueeze();
     let projection = (scaled.clone() * normal.clone()).mean_dim(D - 1);
-    NormGradients {
-        x: as_dtype((scaled - normal.clone() * projection) * inverse, dtype),
-        weight: as_dtype(sum_rows(grad.clone() * normal), weight_dtype),
-        bias: as_dtype(sum_rows(grad), weight_dtype),
-    }
+    (
+        as_dtype((scaled - normal.clone() * projection) * inverse, dtype),
+        as_dtype(sum_rows(grad * normal), weight_dtype),
+    )
+}
+
+/// Of `(softmax(scale q k^T + mask) * factors) v`, with respect to `q`, `k`, `v`.
+pub fn attend<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scores: Scores<B>,
+    grad: Tensor<B, 4>,
+) -> [Tensor<B, 4>; 3] {
+    let dtype = q.dtype();
+    let products = as_dtype((q.clone() * scores.scale).matmul(k.clone().swap_dims(2, 3)), DType::F32);
+    let products = match scores.mask {
+        Some(mask) => products + mask,
+        None => products,
+    };
+    let p = softmax(products, 3);
+    let seen = as_dtype(grad.clone().matmul(v.swap_dims(2, 3)), DType::F32);
+    let (kept, seen) = match scores.factors {
+        Some(factors) => (p.clone() * factors.clone(), seen * factors),
+        None => (p.clone(), seen),
+    };
+    let dv = as_dtype(kept, dtype).swap_dims(2, 3).matmul(grad);
+    let total = (p.clone() * seen.clone()).sum_dim(3);
+    let ds = as_dtype(p * (seen - total) * scores.scale, dtype);
+    [ds.clone().matmul(k), ds.swap_dims(2, 3).matmul(q), dv]
 }
 
 /// `[.., n] -> [n]`

@@ -7,6 +7,17 @@ use burn::tensor::{DType, Tensor, activation, backend::Backend};
 use super::gradients::{self, NormGradients};
 use super::{Activation, Context};
 
+/// What attention scores go through on their way to the values.
+#[derive(Clone, Debug)]
+pub struct Scores<B: Backend> {
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Additive f32, broadcastable to `[B, H, T, S]`.
+    pub mask: Option<Tensor<B, 4>>,
+    /// Dropout: what the probabilities are multiplied by, `[B, H, T, S]`.
+    pub factors: Option<Tensor<B, 4>>,
+}
+
 /// Backend with the project's fused operations. See [`crate::backend`] for the implementations.
 pub trait Kernels: Backend {
     /// Dtype of the activations that a matrix kept in `stored` works on. GPUs compute in the dtype of the
@@ -41,6 +52,17 @@ pub trait Kernels: Backend {
         linear_by_matmul(x, weight, bias, act)
     }
 
+    /// Gradient of `x W^T` with respect to `x`: `grad [M, out]`, `weight [out, in]` -> `[M, in]`, in the dtype of `grad`.
+    fn linear_input_grad(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let dtype = grad.dtype();
+        grad.matmul(as_dtype(weight, dtype))
+    }
+
+    /// Gradient of `x W^T` with respect to `W`: `grad [M, out]`, `x [M, in]` -> `[out, in]`.
+    fn linear_weight_grad(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        grad.transpose().matmul(x)
+    }
+
     /// Layer norm over the last axis in f32; output in the dtype of `x`.
     fn layer_norm_f32<const D: usize>(
         x: Tensor<Self, D>,
@@ -71,13 +93,13 @@ pub trait Kernels: Backend {
         rms_norm_by_tensor_ops(x, weight, eps)
     }
 
-    /// Gradients of [`rms_norm_f32`](Self::rms_norm_f32); there is no bias.
+    /// Gradients of [`rms_norm_f32`](Self::rms_norm_f32): of `x` and of the weight.
     fn rms_norm_backward<const D: usize>(
         x: Tensor<Self, D>,
         weight: Tensor<Self, 1>,
         grad: Tensor<Self, D>,
         eps: f64,
-    ) -> NormGradients<Self, D> {
+    ) -> (Tensor<Self, D>, Tensor<Self, 1>) {
         gradients::rms_norm(x, weight, grad, eps)
     }
 
@@ -94,14 +116,30 @@ pub trait Kernels: Backend {
         ctx: &Context,
         dropout: f64,
     ) -> Tensor<Self, 4> {
-        let dtype = q.dtype();
-        let scores = as_dtype((q * scale).matmul(k.swap_dims(2, 3)), DType::F32);
-        let scores = match mask {
-            Some(mask) => scores + mask,
-            None => scores,
-        };
-        let probabilities = ctx.dropout(activation::softmax(scores, 3), dropout);
-        as_dtype(probabilities, dtype).matmul(v)
+        let ([batch, heads, queries, _], keys) = (q.dims(), k.dims()[2]);
+        let factors = ctx.dropout_factors([batch, heads, queries, keys], dropout, &q.device());
+        Self::attend_scores(q, k, v, Scores { scale, mask, factors })
+    }
+
+    /// The body of [`attend`](Self::attend), with dropout already drawn.
+    fn attend_scores(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        scores: Scores<Self>,
+    ) -> Tensor<Self, 4> {
+        attend_by_tensor_ops(q, k, v, scores)
+    }
+
+    /// Gradients of [`attend_scores`](Self::attend_scores) with respect to queries, keys and values.
+    fn attend_backward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        scores: Scores<Self>,
+        grad: Tensor<Self, 4>,
+    ) -> [Tensor<Self, 4>; 3] {
+        gradients::attend(q, k, v, scores, grad)
     }
 
     /// Writes `new [B, H, T, d]` into `cache [B, H, capacity, d]` at position `at`.
@@ -138,6 +176,27 @@ pub fn rms_norm_by_tensor_ops<B: Backend, const D: usize>(
     let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
     let y = x / (mean_square + eps).sqrt();
     as_dtype(y * as_dtype(weight, DType::F32).unsqueeze(), dtype)
+}
+
+/// The plain form of [`Kernels::attend_scores`].
+pub fn attend_by_tensor_ops<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scores: Scores<B>,
+) -> Tensor<B, 4> {
+    let dtype = q.dtype();
+    let products = as_dtype((q * scores.scale).matmul(k.swap_dims(2, 3)), DType::F32);
+    let products = match scores.mask {
+        Some(mask) => products + mask,
+        None => products,
+    };
+    let probabilities = activation::softmax(products, 3);
+    let probabilities = match scores.factors {
+        Some(factors) => probabilities * factors,
+        None => probabilities,
+    };
+    as_dtype(probabilities, dtype).matmul(v)
 }
 
 /// The plain form of [`Kernels::cache_write`].

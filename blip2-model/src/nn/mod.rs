@@ -8,7 +8,6 @@ pub mod attention;
 pub mod context;
 pub mod embedding;
 pub mod gradients;
-pub mod half_linear;
 pub mod kernels;
 pub mod kv_cache;
 pub mod linear;
