@@ -122,7 +122,7 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512, transpose8};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -208,6 +208,43 @@ mod x86 {
         }
         unsafe fn dot_pairs(_: __m256, _: __m256, _: __m256) -> __m256 {
             unreachable!("bf16 products are chosen only where the processor has them")
+        }
+    }
+
+    /// Rows and columns exchanged.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    pub(crate) unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+        unsafe {
+            let low = |a, b| _mm256_unpacklo_ps(a, b);
+            let high = |a, b| _mm256_unpackhi_ps(a, b);
+            let t = [
+                low(r[0], r[1]),
+                high(r[0], r[1]),
+                low(r[2], r[3]),
+                high(r[2], r[3]),
+                low(r[4], r[5]),
+                high(r[4], r[5]),
+                low(r[6], r[7]),
+                high(r[6], r[7]),
+            ];
+            let first = |a, b| _mm256_shuffle_ps::<0x44>(a, b);
+            let second = |a, b| _mm256_shuffle_ps::<0xee>(a, b);
+            let q = [
+                first(t[0], t[2]),
+                second(t[0], t[2]),
+                first(t[1], t[3]),
+                second(t[1], t[3]),
+                first(t[4], t[6]),
+                second(t[4], t[6]),
+                first(t[5], t[7]),
+                second(t[5], t[7]),
+            ];
+            let left = |i: usize| _mm256_permute2f128_ps::<0x20>(q[i], q[i + 4]);
+            let right = |i: usize| _mm256_permute2f128_ps::<0x31>(q[i], q[i + 4]);
+            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
         }
     }
 

@@ -63,7 +63,7 @@ impl<'a, T> Mat<'a, T> {
 }
 
 /// A scalar that can be packed either way.
-pub trait Element: Copy + Sync {
+pub trait Element: Copy + Sync + Send + 'static {
     /// As f32.
     fn wide(self) -> f32;
     /// As bf16, rounded to nearest even.
@@ -78,10 +78,10 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(self) -> u16 {
         let bits = self.to_bits();
-        if self.is_nan() {
-            return (bits >> 16) as u16 | 0x40;
-        }
-        (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        // rounding could carry a NaN into infinity
+        let kept = if self.is_nan() { bits | 0x40_0000 } else { rounded };
+        (kept >> 16) as u16
     }
 }
 
@@ -130,9 +130,17 @@ pub(super) fn pack<T: Element>(
             let start = (first + j) * m.column_stride + from;
             &m.data[start..start + depth]
         };
+        #[cfg(target_arch = "x86_64")]
+        let done = {
+            let size = [steps - usize::from(pairs && depth % 2 == 1), columns];
+            let start = first * m.column_stride + from;
+            pack_lines(&m.data[start..], m.column_stride, size, width, pairs, out)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let done = [0, 0];
         for start in (0..steps).step_by(BLOCK) {
             let end = (start + BLOCK).min(steps);
-            for j in 0..columns {
+            for j in if end <= done[0] { done[1] } else { 0 }..columns {
                 let line = line(j);
                 let out = out[start * width + j..].iter_mut().step_by(width);
                 if pairs {
@@ -167,4 +175,66 @@ pub(super) fn pack<T: Element>(
             }
         }
     }
+}
+
+/// The vector form of packing from lines along the contraction: as many whole blocks of 16 steps by 8 columns as
+/// there are. Says how many steps and columns that was.
+#[cfg(target_arch = "x86_64")]
+fn pack_lines<T: Element>(
+    data: &[T],
+    line: usize,
+    [steps, columns]: [usize; 2],
+    width: usize,
+    pairs: bool,
+    out: &mut [u32],
+) -> [usize; 2] {
+    use std::any::TypeId;
+
+    use crate::level::Level;
+    use crate::simd::{Avx2, Simd, transpose8};
+
+    let is_half = TypeId::of::<T>() == TypeId::of::<bf16>();
+    let done = [steps / BLOCK * BLOCK, columns / 8 * 8];
+    if Level::detect() < Level::Avx2 || (pairs && !is_half) || done.contains(&0) {
+        return [0, 0];
+    }
+    let per_step = if pairs { 2 } else { 1 };
+    assert!((columns - 1) * line + steps * per_step <= data.len() && steps * width <= out.len());
+
+    /// # Safety
+    /// AVX2; all blocks lie inside both slices.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn blocks<T, const HALF: bool>(
+        data: *const T,
+        line: usize,
+        done: [usize; 2],
+        width: usize,
+        per_step: usize,
+        out: *mut u32,
+    ) {
+        for start in (0..done[0]).step_by(8) {
+            for j in (0..done[1]).step_by(8) {
+                // SAFETY: the caller checked both ends
+                unsafe {
+                    let rows = std::array::from_fn(|i| {
+                        let x = data.add((j + i) * line + start * per_step);
+                        if HALF { Avx2::load_bf16(x.cast()) } else { Avx2::load(x.cast()) }
+                    });
+                    for (i, row) in transpose8(rows).into_iter().enumerate() {
+                        Avx2::store(out.add((start + i) * width + j).cast(), row);
+                    }
+                }
+            }
+        }
+    }
+    // a pair of bf16 is loaded as one word, a single one is widened
+    // SAFETY: detected; the assertion covers the last element read and written
+    unsafe {
+        if is_half && !pairs {
+            blocks::<T, true>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
+        } else {
+            blocks::<T, false>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
+        }
+    }
+    done
 }
