@@ -7,6 +7,7 @@ use std::hint::black_box;
 
 use blip2_kernels::attention::{self, Heads, Scores};
 use blip2_kernels::gemm::{self, Epilogue, Mat};
+use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
 use blip2_kernels::{Act, act, norm};
 use half::bf16;
@@ -101,6 +102,16 @@ fn main() {
         let (k, n) = (2560, 10240);
         let w = values(k * n);
         let half: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+        let packed = [Bits::Eight, Bits::Four].map(|bits| (bits, quant::pack(bits, &w, [n, k])));
+        for (bits, (data, scales)) in &packed {
+            for m in [1, 5, 16] {
+                let bytes = data.len() + 4 * scales.len();
+                time(&format!("{bits:?} bits {m} x {k} x {n}"), bytes as f64, "GB/s", || {
+                    let w = Packed::new(*bits, data, scales, [n, k]);
+                    quant::linear(&x[..m * k], m, w, Epilogue::NONE)
+                });
+            }
+        }
         for m in [1, 2, 5, 8, 16, 32] {
             let x = &x[..m * k];
             time(&format!("f32 {m} x {k} x {n}"), (4 * k * n) as f64, "GB/s", || {

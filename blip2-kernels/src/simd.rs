@@ -26,8 +26,9 @@ pub(crate) trait Simd {
     unsafe fn load_bf16(x: *const u16) -> Self::V;
     /// Signed bytes, converted.
     unsafe fn load_i8(x: *const i8) -> Self::V;
-    /// Low and high halves of bytes, numbers 0 to 15.
-    unsafe fn load_u4(x: *const u8) -> (Self::V, Self::V);
+    /// Low and high halves of bytes, numbers 0 to 15 that stand for -8 to 7, times `scale`.
+    unsafe fn load_u4(x: *const u8, scale: f32) -> (Self::V, Self::V);
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -91,10 +92,18 @@ impl Simd for Portable {
         x.map(f32::from)
     }
     #[inline(always)]
-    unsafe fn load_u4(x: *const u8) -> (Self::V, Self::V) {
+    unsafe fn load_u4(x: *const u8, scale: f32) -> (Self::V, Self::V) {
         // SAFETY: the caller's
         let x = unsafe { x.cast::<[u8; 8]>().read_unaligned() };
-        (x.map(|x| f32::from(x & 15)), x.map(|x| f32::from(x >> 4)))
+        let value = |x: u8| (f32::from(x) - 8.0) * scale;
+        (x.map(|x| value(x & 15)), x.map(|x| value(x >> 4)))
+    }
+    #[inline(always)]
+    unsafe fn mul(mut a: Self::V, b: Self::V) -> Self::V {
+        for i in 0..8 {
+            a[i] *= b[i];
+        }
+        a
     }
     #[inline(always)]
     unsafe fn add(mut a: Self::V, b: Self::V) -> Self::V {
@@ -182,13 +191,19 @@ mod x86 {
             unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()))) }
         }
         #[inline(always)]
-        unsafe fn load_u4(x: *const u8) -> (__m256, __m256) {
+        unsafe fn load_u4(x: *const u8, scale: f32) -> (__m256, __m256) {
             unsafe {
                 let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.cast()));
                 let low = _mm256_and_si256(wide, _mm256_set1_epi32(15));
                 let high = _mm256_srli_epi32::<4>(wide);
-                (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+                let (scale, shift) = (_mm256_set1_ps(scale), _mm256_set1_ps(-8.0 * scale));
+                let value = |x| _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), scale, shift);
+                (value(low), value(high))
             }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
@@ -297,13 +312,24 @@ mod x86 {
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()))) }
         }
         #[inline(always)]
-        unsafe fn load_u4(x: *const u8) -> (__m512, __m512) {
+        unsafe fn load_u4(x: *const u8, scale: f32) -> (__m512, __m512) {
             unsafe {
-                let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
-                let low = _mm512_and_si512(wide, _mm512_set1_epi32(15));
-                let high = _mm512_srli_epi32::<4>(wide);
-                (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high))
+                // the permutation reads four bits of each index: a table look-up needs no masking
+                let levels = _mm512_setr_ps(
+                    -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+                );
+                let levels = _mm512_mul_ps(levels, _mm512_set1_ps(scale));
+                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
+                let high = _mm512_srli_epi32::<4>(low);
+                (
+                    _mm512_permutexvar_ps(low, levels),
+                    _mm512_permutexvar_ps(high, levels),
+                )
             }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {

@@ -61,8 +61,23 @@ pub fn matmul_bf16(a: Mat<'_, f32>, b: Mat<'_, bf16>, epilogue: Epilogue<'_>) ->
     run_all(Mat::new(&rounded, a.rows, a.columns), b, epilogue)
 }
 
+/// As [`matmul`] or, with `a` as rounded by [`round`], as [`matmul_bf16`], into columns of a larger result.
+///
+/// # Safety
+/// `out` has room for `m` rows of `n` columns at `stride`, and nobody else touches those.
+pub(crate) unsafe fn matmul_columns<A: Element, B: Element>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    out: *mut f32,
+    stride: usize,
+    epilogue: Epilogue<'_>,
+) {
+    // SAFETY: the caller's
+    unsafe { product(a, b, Out(out), stride, epilogue, true) };
+}
+
 /// Row-major bf16, rounded to nearest even.
-fn round(a: Mat<'_, f32>) -> Vec<bf16> {
+pub(crate) fn round(a: Mat<'_, f32>) -> Vec<bf16> {
     let mut out = vec![bf16::ZERO; a.rows * a.columns];
     let rows = out.par_chunks_mut(a.columns.max(1)).enumerate();
     rows.with_min_len(16).for_each(|(i, out)| {
