@@ -3,15 +3,17 @@
 
 use blip2_kernels::attention::{self, Heads};
 use blip2_kernels::gemm::{self, Epilogue, Mat};
+use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
 use blip2_kernels::{Act, act, norm};
-use burn::tensor::{DType, Element, Tensor, TensorData, TensorPrimitive, bf16};
-use burn_flex::FlexTensor;
+use burn::tensor::quantization::{QTensorPrimitive, QuantScheme, QuantStore, QuantValue};
+use burn::tensor::{Bytes, DType, Element, Tensor, TensorData, TensorPrimitive, bf16};
+use burn_flex::{FlexQTensor, FlexTensor, Layout};
 
 use super::SelectDevice;
 use crate::nn::gradients::{self, NormGradients};
 use crate::nn::kernels::{
-    Scores, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, layer_norm_by_tensor_ops,
+    Scores, WeightBits, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, layer_norm_by_tensor_ops,
     linear_by_matmul, rms_norm_by_tensor_ops,
 };
 use crate::nn::{Activation, Kernels};
@@ -54,6 +56,13 @@ fn is_f32<const D: usize>(x: &Tensor<Flex, D>) -> bool {
 
 /// Up to this many rows of input a linear map reads the weights as they lie; beyond, packing them pays.
 const FEW_ROWS: usize = 16;
+
+fn bits_of(scheme: &QuantScheme) -> Bits {
+    match scheme.value {
+        QuantValue::Q4S | QuantValue::Q4F => Bits::Four,
+        _ => Bits::Eight,
+    }
+}
 
 /// A matrix as it lies, transposed or not.
 fn matrix<E: Element + gemm::Element + bytemuck::Pod>(x: &FlexTensor) -> Mat<'_, E> {
@@ -229,7 +238,8 @@ impl Kernels for Flex {
         bias: Option<Tensor<Self, 1>>,
         act: Activation,
     ) -> Tensor<Self, 2> {
-        if !is_f32(&x) || !matches!(weight.dtype(), DType::F32 | DType::BF16) {
+        let packed = matches!(weight.dtype(), DType::QFloat(_));
+        if !is_f32(&x) || !(packed || matches!(weight.dtype(), DType::F32 | DType::BF16)) {
             return linear_by_matmul(x, weight, bias, act);
         }
         let ([rows, d_in], [d_out, _]) = (x.dims(), weight.dims());
@@ -239,6 +249,19 @@ impl Kernels for Flex {
             act: act.into(),
         };
         let x = x.into_primitive().tensor();
+        let weight = match weight.into_primitive() {
+            TensorPrimitive::QFloat(weight) => {
+                let w = Packed::new(
+                    bits_of(weight.scheme()),
+                    bytemuck::cast_slice(weight.tensor().storage::<i8>()),
+                    weight.scales(),
+                    [d_out, d_in],
+                );
+                let y = quant::linear(x.to_contiguous().storage(), rows, w, epilogue);
+                return tensor(y, [rows, d_out]);
+            }
+            weight => Tensor::<Self, 2>::from_primitive(weight),
+        };
         let few = rows <= FEW_ROWS;
         let y = if weight.dtype() == DType::BF16 {
             let weight = dense(weight);
@@ -258,6 +281,19 @@ impl Kernels for Flex {
             gemm::matmul(matrix(&x), matrix::<f32>(&weight).transposed(), epilogue)
         };
         tensor(y, [rows, d_out])
+    }
+
+    /// The bytes of the result are those of [`quant::pack`]: in 4 bits, half as many as the shape says. Nothing
+    /// but [`linear_act`](Kernels::linear_act) can read them; any other operation panics.
+    fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {
+        let dims = weight.dims();
+        let weight = dense(as_dtype(weight, DType::F32));
+        let scheme = bits.scheme().with_store(QuantStore::Native);
+        let (data, scales) = quant::pack(bits_of(&scheme), weight.storage(), dims);
+        let bytes = Bytes::from_bytes_vec(data);
+        let data = FlexTensor::new(bytes, Layout::contiguous(dims.into()), DType::I8);
+        let packed = FlexQTensor::new(data, scheme, scales);
+        Tensor::from_primitive(TensorPrimitive::QFloat(packed))
     }
 
     fn linear_input_grad(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
