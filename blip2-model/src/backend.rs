@@ -298,3 +298,6 @@ macro_rules! with_backend_dispatch {
         }
     }};
 }
+
+#[cfg(all(test, feature = "flex", feature = "ndarray", feature = "autodiff"))]
+mod tests;
