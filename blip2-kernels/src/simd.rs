@@ -24,6 +24,8 @@ pub(crate) trait Simd {
     unsafe fn store_part(x: *mut f32, n: usize, v: Self::V);
     /// bf16 values, widened.
     unsafe fn load_bf16(x: *const u16) -> Self::V;
+    /// f16 values, widened.
+    unsafe fn load_f16(x: *const u16) -> Self::V;
     /// Signed bytes, converted.
     unsafe fn load_i8(x: *const i8) -> Self::V;
     /// Low and high halves of bytes, numbers 0 to 15 that stand for -8 to 7, times `scale`.
@@ -86,6 +88,12 @@ impl Simd for Portable {
         x.map(|x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
+    unsafe fn load_f16(x: *const u16) -> Self::V {
+        // SAFETY: the caller's
+        let x = unsafe { x.cast::<[u16; 8]>().read_unaligned() };
+        x.map(|x| half::f16::from_bits(x).to_f32())
+    }
+    #[inline(always)]
     unsafe fn load_i8(x: *const i8) -> Self::V {
         // SAFETY: the caller's
         let x = unsafe { x.cast::<[i8; 8]>().read_unaligned() };
@@ -139,7 +147,7 @@ mod x86 {
 
     use super::Simd;
 
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     pub(crate) struct Avx2;
 
     #[inline(always)]
@@ -185,6 +193,10 @@ mod x86 {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(x: *const u16) -> __m256 {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.cast())) }
         }
         #[inline(always)]
         unsafe fn load_i8(x: *const i8) -> __m256 {
@@ -306,6 +318,10 @@ mod x86 {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(x: *const u16) -> __m512 {
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast())) }
         }
         #[inline(always)]
         unsafe fn load_i8(x: *const i8) -> __m512 {

@@ -1,7 +1,7 @@
 //! Products with few rows on the left (decoding, beams): every weight is read once from memory, in the form in
 //! which it is stored, and used for all rows while it is in registers. Nothing is packed.
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::gemm::{Epilogue, Out, finish, round_row};
@@ -94,6 +94,18 @@ impl Stored for bf16 {
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Stored for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(x: *const Self) -> S::V {
+        // SAFETY: the caller's; f16 is a transparent u16
+        unsafe { S::load_f16(x.cast()) }
+    }
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.to_f32()
     }
 }
 
@@ -238,6 +250,14 @@ pub fn linear_f32(x: &[f32], m: usize, w: Plain<'_, f32>, epilogue: Epilogue<'_>
     linear(x, m, &w, epilogue)
 }
 
+/// As [`linear_f32`]; weights are widened in registers.
+///
+/// # Panics
+/// If the sizes do not match.
+pub fn linear_f16(x: &[f32], m: usize, w: Plain<'_, f16>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    linear(x, m, &w, epilogue)
+}
+
 /// Up to this many rows the memory is slower than widening, so that nothing need be rounded.
 const EXACT_ROWS: usize = 5;
 
@@ -271,17 +291,17 @@ pub(crate) unsafe fn block<D: Dot>(
     #[cfg(target_arch = "x86_64")]
     {
         use crate::simd::{Avx2, Avx512};
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         unsafe fn avx512<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
             // SAFETY: the caller's
             unsafe { tiles::<Avx512, D>(x, m, w, range, out, stride) }
         }
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn avx2<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
             // SAFETY: the caller's
             unsafe { tiles::<Avx2, D>(x, m, w, range, out, stride) }
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
         unsafe fn pairs<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
             // SAFETY: the caller's
             unsafe { tiles::<Avx512, D>(x, m, w, range, out, stride) }
@@ -386,6 +406,8 @@ mod tests {
                 bias: Some(&bias),
                 act: Act::Identity,
             };
+            let exact: Vec<f16> = narrow.iter().map(|w| f16::from_f32(w.to_f32())).collect();
+            let sixteen = linear_f16(&x, m, Plain::new(&exact, [n, k], k), epilogue);
             let half = linear_bf16(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
             let full = linear_f32(&x, m, Plain::new(&wide, [n, k], k), epilogue);
             for i in 0..m {
@@ -395,6 +417,8 @@ mod tests {
                     // at most 100 f32 roundings of sums of terms below one
                     let off = |got: f32| (f64::from(got) - want).abs();
                     assert!(off(full[i * n + j]) < 2e-5, "{m} {k} {n} at {i} {j}");
+                    // eight bits of a bf16 near one fit into the eleven of an f16, but for the smallest
+                    assert!(off(sixteen[i * n + j]) < 3e-5, "f16 {m} {k} {n} at {i} {j}");
                     // many rows are rounded to bf16: at most 2^-9 per product, five deviations
                     let rounding = if m > EXACT_ROWS { 4e-3 * (k as f64).sqrt() } else { 0.0 };
                     assert!(off(half[i * n + j]) < 2e-5 + rounding, "{m} {k} {n} at {i} {j}");

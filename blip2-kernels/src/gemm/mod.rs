@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use pack::{Element, Mat};
+pub use pack::{Element, Form, Mat};
 use pack::{pack, steps};
 use tile::{Args, Tiles};
 
@@ -40,7 +40,8 @@ impl Epilogue<'_> {
     };
 }
 
-/// `act(a b + bias)` for `a [m, k]` and `b [k, n]` -> `[m, n]`, exact to f32 whatever the type of `b`.
+/// `act(a b + bias)` for `a [m, k]` and `b [k, n]` -> `[m, n]`, exact to f32 whatever the type of `b`
+/// (narrow weights are widened while they are packed).
 ///
 /// # Panics
 /// If the sizes do not match.
@@ -175,7 +176,7 @@ unsafe fn product<A: Element, B: Element>(
         return;
     }
     // pairs of bf16 where both factors are bf16
-    let tiles = Tiles::choose(Level::detect(), size_of::<A>() == 2 && size_of::<B>() == 2);
+    let tiles = Tiles::choose(Level::detect(), A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
     let per_step = if tiles.pairs { 2 } else { 1 };
     let depth = DEPTH * per_step;
     with_buffer(Buffer::Left, m * steps(k, tiles.pairs) + k.div_ceil(depth) * m, |left| {

@@ -1,7 +1,7 @@
 //! Panels: both factors copied once into the order in which the tiles read them. A panel holds u32 words:
 //! the bits of one f32, or of two bf16 that follow each other along the contraction.
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// Matrix with strides; element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +62,21 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
+/// How a vector of stored scalars becomes one of f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// It is one.
+    F32,
+    /// Upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
 /// A scalar that can be packed either way.
-pub trait Element: Copy + Sync + Send + 'static {
+pub trait Element: Copy + Sync + Send {
+    /// What is stored.
+    const FORM: Form;
     /// As f32.
     fn wide(self) -> f32;
     /// As bf16, rounded to nearest even.
@@ -71,6 +84,8 @@ pub trait Element: Copy + Sync + Send + 'static {
 }
 
 impl Element for f32 {
+    const FORM: Form = Form::F32;
+
     #[inline(always)]
     fn wide(self) -> f32 {
         self
@@ -86,6 +101,8 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const FORM: Form = Form::Bf16;
+
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -93,6 +110,19 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(self) -> u16 {
         self.to_bits()
+    }
+}
+
+impl Element for f16 {
+    const FORM: Form = Form::F16;
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(self) -> u16 {
+        self.to_f32().narrow()
     }
 }
 
@@ -188,14 +218,11 @@ fn pack_lines<T: Element>(
     pairs: bool,
     out: &mut [u32],
 ) -> [usize; 2] {
-    use std::any::TypeId;
-
     use crate::level::Level;
     use crate::simd::{Avx2, Simd, transpose8};
 
-    let is_half = TypeId::of::<T>() == TypeId::of::<bf16>();
     let done = [steps / BLOCK * BLOCK, columns / 8 * 8];
-    if Level::detect() < Level::Avx2 || (pairs && !is_half) || done.contains(&0) {
+    if Level::detect() < Level::Avx2 || (pairs && T::FORM != Form::Bf16) || done.contains(&0) {
         return [0, 0];
     }
     let per_step = if pairs { 2 } else { 1 };
@@ -203,8 +230,8 @@ fn pack_lines<T: Element>(
 
     /// # Safety
     /// AVX2; all blocks lie inside both slices.
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn blocks<T, const HALF: bool>(
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn blocks<T: Element, const WIDEN: bool>(
         data: *const T,
         line: usize,
         done: [usize; 2],
@@ -218,7 +245,12 @@ fn pack_lines<T: Element>(
                 unsafe {
                     let rows = std::array::from_fn(|i| {
                         let x = data.add((j + i) * line + start * per_step);
-                        if HALF { Avx2::load_bf16(x.cast()) } else { Avx2::load(x.cast()) }
+                        match T::FORM {
+                            Form::Bf16 if WIDEN => Avx2::load_bf16(x.cast()),
+                            Form::F16 => Avx2::load_f16(x.cast()),
+                            // one f32, or a pair of bf16 as one word
+                            _ => Avx2::load(x.cast()),
+                        }
                     });
                     for (i, row) in transpose8(rows).into_iter().enumerate() {
                         Avx2::store(out.add((start + i) * width + j).cast(), row);
@@ -227,13 +259,12 @@ fn pack_lines<T: Element>(
             }
         }
     }
-    // a pair of bf16 is loaded as one word, a single one is widened
     // SAFETY: detected; the assertion covers the last element read and written
     unsafe {
-        if is_half && !pairs {
-            blocks::<T, true>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
-        } else {
+        if pairs {
             blocks::<T, false>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
+        } else {
+            blocks::<T, true>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
         }
     }
     done

@@ -7,7 +7,7 @@ use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
 use blip2_kernels::{Act, act, norm};
 use burn::tensor::quantization::{QTensorPrimitive, QuantScheme, QuantStore, QuantValue};
-use burn::tensor::{Bytes, DType, Element, Tensor, TensorData, TensorPrimitive, bf16};
+use burn::tensor::{Bytes, DType, Element, Tensor, TensorData, TensorPrimitive, bf16, f16};
 use burn_flex::{FlexQTensor, FlexTensor, Layout};
 
 use super::SelectDevice;
@@ -48,6 +48,10 @@ fn dense<const D: usize>(x: Tensor<Flex, D>) -> FlexTensor {
 fn tensor<const D: usize>(values: Vec<f32>, dims: [usize; D]) -> Tensor<Flex, D> {
     let primitive = FlexTensor::from_data(TensorData::new(values, dims));
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+fn is_plain(weight: &Tensor<Flex, 2>) -> bool {
+    matches!(weight.dtype(), DType::F32 | DType::BF16 | DType::F16)
 }
 
 fn is_f32<const D: usize>(x: &Tensor<Flex, D>) -> bool {
@@ -239,7 +243,7 @@ impl Kernels for Flex {
         act: Activation,
     ) -> Tensor<Self, 2> {
         let packed = matches!(weight.dtype(), DType::QFloat(_));
-        if !is_f32(&x) || !(packed || matches!(weight.dtype(), DType::F32 | DType::BF16)) {
+        if !is_f32(&x) || !(packed || is_plain(&weight)) {
             return linear_by_matmul(x, weight, bias, act);
         }
         let ([rows, d_in], [d_out, _]) = (x.dims(), weight.dims());
@@ -272,6 +276,15 @@ impl Kernels for Flex {
             } else {
                 gemm::matmul_bf16(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
             }
+        } else if weight.dtype() == DType::F16 {
+            let weight = dense(weight);
+            let w: &[f16] = weight.storage();
+            if few {
+                let w = Plain::new(w, [d_out, d_in], d_in);
+                skinny::linear_f16(x.to_contiguous().storage(), rows, w, epilogue)
+            } else {
+                gemm::matmul(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
+            }
         } else if few {
             let weight = dense(weight);
             let w = Plain::new(weight.storage(), [d_out, d_in], d_in);
@@ -297,18 +310,19 @@ impl Kernels for Flex {
     }
 
     fn linear_input_grad(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        if !is_f32(&grad) || !matches!(weight.dtype(), DType::F32 | DType::BF16) {
+        if !is_f32(&grad) || !is_plain(&weight) {
             let dtype = grad.dtype();
             return grad.matmul(as_dtype(weight, dtype));
         }
         let dims = [grad.dims()[0], weight.dims()[1]];
-        let bf16_weight = weight.dtype() == DType::BF16;
+        let stored = weight.dtype();
         let (grad, weight) = (grad.into_primitive().tensor(), weight.into_primitive().tensor());
-        // gradients are not rounded to bf16
-        let dx = if bf16_weight {
-            gemm::matmul(matrix(&grad), matrix::<bf16>(&weight), Epilogue::NONE)
-        } else {
-            gemm::matmul(matrix(&grad), matrix::<f32>(&weight), Epilogue::NONE)
+        // gradients are not rounded, whatever the weights are kept in
+        let grad = matrix(&grad);
+        let dx = match stored {
+            DType::BF16 => gemm::matmul(grad, matrix::<bf16>(&weight), Epilogue::NONE),
+            DType::F16 => gemm::matmul(grad, matrix::<f16>(&weight), Epilogue::NONE),
+            _ => gemm::matmul(grad, matrix::<f32>(&weight), Epilogue::NONE),
         };
         tensor(dx, dims)
     }

@@ -47,6 +47,9 @@ fn linear_maps_in_every_form() {
                 let got = Flex::linear_act(x.clone(), weight.clone(), bias.clone(), act);
                 // 70 products in another order
                 close(got, want, 3e-6, "f32");
+                let half = weight.clone().cast(DType::F16);
+                let want = linear_by_matmul(x.clone(), half.clone(), bias.clone(), act);
+                close(Flex::linear_act(x.clone(), half, bias.clone(), act), want, 3e-6, "f16");
                 let half = weight.clone().cast(DType::BF16);
                 let want = linear_by_matmul(x.clone(), half.clone(), bias.clone(), act);
                 let got = Flex::linear_act(x.clone(), half, bias, act);
@@ -214,8 +217,8 @@ fn only_what_learns_gets_a_gradient_and_a_learning_mask_does() {
     type A = Autodiff<Flex>;
     let x = random::<A, 2>([4, 8]).require_grad();
     let frozen = random::<A, 2>([6, 8]);
-    let half = frozen.clone().cast(DType::BF16);
-    for weight in [frozen, half] {
+    let halves = [DType::BF16, DType::F16].map(|dtype| frozen.clone().cast(dtype));
+    for weight in std::iter::once(frozen).chain(halves) {
         let y = A::linear_act(x.clone(), weight.clone(), None, Activation::Relu);
         let grads = y.sum().backward();
         assert!(x.grad(&grads).is_some() && weight.grad(&grads).is_none());
