@@ -19,7 +19,16 @@ use crate::distributed::Collective;
 use crate::params::{self, Named};
 
 /// A module all of whose parameters train.
-pub trait Trainable<B: AutodiffBackend>: Module<B> {
+pub trait Trained<B: AutodiffBackend>: Module<B> {
+    /// Name in files of a parameter of this module.
+    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
+
+    /// Last word on gradients before they leave the step.
+    fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
+}
+
+/// A trained module around a Q-Former.
+pub trait Trainable<B: AutodiffBackend>: Trained<B> {
     /// The frozen image encoder that stands beside the module; `()` where the encoder is inside.
     type Encoder;
 
@@ -39,12 +48,6 @@ pub trait Trainable<B: AutodiffBackend>: Module<B> {
     fn language_model<L: Module<B>>(&self, _frozen: &L) -> Option<L> {
         None
     }
-
-    /// Name in files of a parameter of this module.
-    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
-
-    /// Last word on gradients before they leave the step.
-    fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
 }
 
 /// Pixels `[B, 3, H, W]` -> tokens `[B, N, C]` of a frozen encoder, in f32.
@@ -78,7 +81,9 @@ where
     ) -> Result<Encoded<B>, StageError> {
         Ok(Encoded::frozen(encoder, images, device))
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for Bridge<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         keys.name(&format!("bridge.{name}"))
     }
@@ -121,7 +126,9 @@ where
             graph: Some(graph),
         })
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for WithEncoder<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         match name.strip_prefix("encoder.") {
             Some(rest) => keys.name(&format!("vision.{rest}")),
@@ -222,7 +229,7 @@ impl<B: AutodiffBackend> Border<B> {
     }
 
     /// Ends `recording` with the backward pass of the sum of `losses`, then of the encoder if it trains.
-    pub fn finish<M: Trainable<B>>(
+    pub fn finish<M: Trained<B>>(
         self,
         recording: Recording,
         module: &M,
@@ -245,7 +252,7 @@ impl<B: AutodiffBackend> Border<B> {
         })
     }
 
-    fn encoder_backward<M: Trainable<B>>(
+    fn encoder_backward<M: Trained<B>>(
         self,
         module: &M,
         grads: &mut B::Gradients,
