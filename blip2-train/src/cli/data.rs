@@ -2,15 +2,15 @@
 //!
 //! Results go to standard output, as text or with `--json`; progress goes to standard error, on a terminal only.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use serde_json::json;
 
+use super::print;
+use super::source::SourceSelect;
 use crate::data::augment::Transform;
 use crate::data::convert::{Target, convert};
 use crate::data::facts::Histogram;
@@ -20,7 +20,6 @@ use crate::data::mixture::{MixtureConfig, Source};
 use crate::data::output::write_file;
 use crate::data::prepare::{Needs, Preparation};
 use crate::data::sample::Skipped;
-use crate::data::source::SourceConfig;
 use crate::data::stats::{Stats, stats};
 use crate::data::verify::{Duplicates, Verification, VerifyOptions, verify};
 
@@ -51,20 +50,9 @@ pub enum DataCommand {
 /// Which data set, and how to read it.
 #[derive(Debug, Args)]
 pub struct SourceArgs {
-    /// Tar shards (`s-{000..012}.tar`, `*.tar`, `-`), an annotation file, or a folder.
-    pub path: String,
-    /// Folder of the pictures an annotation file names [default: the file's folder].
-    #[arg(long)]
-    pub images: Option<PathBuf>,
-    /// Format of the annotation file, such as coco_caption, karpathy or gqa [default: by field names].
-    #[arg(long)]
-    pub format: Option<String>,
-    /// Split of a Karpathy file: train, val or test.
-    #[arg(long)]
-    pub split: Option<String>,
-    /// Annotations that belong to an official VQA questions file.
-    #[arg(long)]
-    pub answers: Option<PathBuf>,
+    /// The data set.
+    #[command(flatten)]
+    pub select: SourceSelect,
     /// One sample per picture, with all its captions.
     #[arg(long)]
     pub group: bool,
@@ -75,15 +63,7 @@ pub struct SourceArgs {
 
 impl SourceArgs {
     fn open(&self) -> anyhow::Result<Source> {
-        let config = SourceConfig {
-            images: self.images.clone(),
-            format: self.format.clone(),
-            split: self.split.clone(),
-            answers: self.answers.clone(),
-            pairs: Some(!self.group),
-            ..SourceConfig::new(self.path.clone())
-        };
-        Ok(config.open()?)
+        Ok(self.select.config(!self.group).open()?)
     }
 }
 
@@ -230,18 +210,6 @@ pub fn run(args: DataArgs) -> anyhow::Result<()> {
         DataCommand::Convert(args) => run_convert(args),
         DataCommand::Stats(args) => run_stats(args),
         DataCommand::Bench(args) => run_bench(args),
-    }
-}
-
-fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    let text = if json {
-        serde_json::to_string_pretty(value)?
-    } else {
-        text().trim_end().to_owned()
-    };
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // `| head` has seen enough
-        other => Ok(other?),
     }
 }
 

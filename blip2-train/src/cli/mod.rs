@@ -2,10 +2,16 @@
 //! input ends with exit code 2 and a sentence that names the thing and the remedy.
 
 mod data;
+mod eval;
+mod generation;
+mod model;
+mod source;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 /// Train and evaluate BLIP-2, and look after its data.
 #[derive(Debug, Parser)]
@@ -17,18 +23,35 @@ pub struct Cli {
 
 const EXAMPLES: &str = "Examples:
   blip2-train data stats \"shards/{000..012}.tar\"
-  blip2-train data inspect photos/ --out sheet.png";
+  blip2-train data inspect photos/ --out sheet.png
+  blip2-train eval caption test.tar --model DIR --out runs/caption";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
+    /// Measure a model: published metrics from a model folder and a data set
+    Eval(eval::EvalArgs),
+}
+
+/// A result on standard output, as JSON or as text.
+fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = if json {
+        serde_json::to_string_pretty(value)?
+    } else {
+        text().trim_end().to_owned()
+    };
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // `| head` has seen enough
+        other => Ok(other?),
+    }
 }
 
 /// Parses the arguments, runs the verb, and turns an error into a sentence.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Data(args) => data::run(args),
+        Command::Eval(args) => eval::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
