@@ -1,13 +1,13 @@
-//! `eval caption | retrieval | merge`: arguments and printing; the work is in [`crate::eval::run`].
+//! `eval caption | vqa | retrieval | itm | merge`: arguments and printing; the work is in [`crate::eval::run`].
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use blip2_model::backend::{BackendKind, SelectDevice};
 use blip2_model::nn::Kernels;
 use blip2_model::session::Session;
 use blip2_model::with_backend;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::generation::GenerationArgs;
 use super::model::DeviceArgs;
@@ -17,10 +17,13 @@ use crate::eval::expected;
 use crate::eval::results::Report;
 use crate::eval::run::caption::CaptionTask;
 use crate::eval::run::folder::Share;
+use crate::eval::run::itm::ItmTask;
 use crate::eval::run::pictures::Selection;
 use crate::eval::run::publish::finish;
 use crate::eval::run::retrieval::RetrievalTask;
+use crate::eval::run::vqa::{AnswerBy, VqaTask};
 use crate::eval::run::{Effort, RunConfig, Runner, Task};
+use crate::eval::vqa::Rule;
 
 /// Measure a model: published metrics from a model folder and a data set.
 #[derive(Debug, Args)]
@@ -44,6 +47,7 @@ const EXAMPLES: &str = "Examples:
   blip2-train eval caption \"shards/{000..004}.tar\" --model DIR --out runs/caption
   blip2-train eval caption dataset_coco.json --images coco/ --split test --model Salesforce/blip2-opt-2.7b-coco \\
       --out runs/coco --expected caption_coco_opt2.7b
+  blip2-train eval vqa questions.json --answers annotations.json --images coco/ --model DIR --out runs/vqa
   blip2-train eval retrieval test.tar --model DIR --out runs/retrieval --k 128
   blip2-train eval --expected ret_coco --out runs/retrieval
 
@@ -54,6 +58,10 @@ variables RANK and WORLD_SIZE) share one --out folder; `eval merge` then scores 
 enum EvalCommand {
     /// Caption pictures; BLEU, ROUGE-L, CIDEr and exact matches
     Caption(CaptionArgs),
+    /// Answer questions; official accuracy
+    Vqa(VqaArgs),
+    /// Tell captions of a picture from others; accuracy and AUC
+    Itm(ItmArgs),
     /// Find captions for pictures and pictures for captions; recall at 1, 5 and 10
     Retrieval(RetrievalArgs),
     /// Score a folder that several processes have filled
@@ -129,6 +137,55 @@ struct RetrievalArgs {
 }
 
 #[derive(Debug, Args)]
+struct VqaArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    /// Take the likeliest of the answers in this file, one per line, instead of generating; `choices`: of each
+    /// question's own
+    #[arg(long, value_name = "FILE|choices")]
+    candidates: Option<PathBuf>,
+    /// With --candidates: compare log-likelihoods per token
+    #[arg(long, requires = "candidates")]
+    per_token: bool,
+    /// How answers are scored
+    #[arg(long, value_enum, default_value = "vqa")]
+    rule: RuleArg,
+    /// Give questions to the model as written, not cleaned as LAVIS does
+    #[arg(long)]
+    no_clean: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RuleArg {
+    /// VQAv2 and OK-VQA: ten answers
+    Vqa,
+    /// A-OKVQA direct answers
+    Aokvqa,
+    /// GQA: one answer
+    Gqa,
+}
+
+#[derive(Debug, Args)]
+struct ItmArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Captions of other pictures drawn for each caption
+    #[arg(long, default_value_t = 1)]
+    negatives: usize,
+    /// Keys the draw
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Give captions to the model as written, not cleaned as LAVIS does
+    #[arg(long)]
+    no_clean: bool,
+    /// Tokens kept of a caption
+    #[arg(long, default_value_t = 35)]
+    max_length: usize,
+}
+
+#[derive(Debug, Args)]
 struct MergeArgs {
     /// Folder that the processes wrote to
     #[arg(value_name = "DIR")]
@@ -163,6 +220,71 @@ impl Settle for CaptionArgs {
     }
 }
 
+impl Settle for VqaArgs {
+    fn run(&self) -> &RunArgs {
+        &self.run
+    }
+
+    fn task<B: Kernels>(&self, session: &Session<B>) -> Result<Task> {
+        let answers = match &self.candidates {
+            None => AnswerBy::Generate(self.generation.options(
+                session.generation.as_ref(),
+                session.architecture()?,
+                true,
+            )),
+            Some(file) => AnswerBy::Rank {
+                candidates: candidates(file)?,
+                per_token: self.per_token,
+            },
+        };
+        Ok(Task::Vqa(VqaTask {
+            prompt: self.generation.prompt(true),
+            clean: !self.no_clean,
+            answers,
+            rule: match self.rule {
+                RuleArg::Vqa => Rule::Vqa,
+                RuleArg::Aokvqa => Rule::AOkvqa,
+                RuleArg::Gqa => Rule::Gqa,
+            },
+        }))
+    }
+}
+
+/// One answer per line; none for `choices`.
+fn candidates(file: &Path) -> Result<Vec<String>> {
+    if file.as_os_str() == "choices" {
+        return Ok(Vec::new());
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("--candidates {}", file.display()))?;
+    let lines: Vec<String> = text
+        .lines()
+        .map(|l| l.trim().to_owned())
+        .filter(|l| !l.is_empty())
+        .collect();
+    if lines.is_empty() {
+        bail!("--candidates {}: no answers; write one per line", file.display());
+    }
+    Ok(lines)
+}
+
+impl Settle for ItmArgs {
+    fn run(&self) -> &RunArgs {
+        &self.run
+    }
+
+    fn task<B: Kernels>(&self, _: &Session<B>) -> Result<Task> {
+        if self.negatives == 0 {
+            bail!("--negatives 0: accuracy needs pairs that do not match; give at least 1");
+        }
+        Ok(Task::Itm(ItmTask {
+            negatives: self.negatives,
+            seed: self.seed,
+            clean: !self.no_clean,
+            max_length: self.max_length,
+        }))
+    }
+}
+
 impl Settle for RetrievalArgs {
     fn run(&self) -> &RunArgs {
         &self.run
@@ -190,6 +312,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
             bail!("write --out behind the verb: `eval caption DATA --model DIR --out DIR`")
         }
         Some(EvalCommand::Caption(verb)) => evaluate(verb, expected, args.json),
+        Some(EvalCommand::Vqa(verb)) => evaluate(verb, expected, args.json),
+        Some(EvalCommand::Itm(verb)) => evaluate(verb, expected, args.json),
         Some(EvalCommand::Retrieval(verb)) => evaluate(verb, expected, args.json),
         Some(EvalCommand::Merge(verb)) => {
             publish(&verb.folder, expected, verb.threads, verb.cases, args.json)

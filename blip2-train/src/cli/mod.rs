@@ -1,6 +1,7 @@
 //! Command line: one file per verb. Results go to stdout (with `--json` as JSON), everything else to stderr. Bad
 //! input ends with exit code 2 and a sentence that names the thing and the remedy.
 
+mod capfilt;
 mod data;
 mod eval;
 mod generation;

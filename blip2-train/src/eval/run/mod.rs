@@ -7,10 +7,12 @@
 pub mod caption;
 mod error;
 pub mod folder;
+pub mod itm;
 pub mod meter;
 pub mod pictures;
 pub mod publish;
 pub mod retrieval;
+pub mod vqa;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +54,10 @@ pub enum Task {
     Caption(caption::CaptionTask),
     /// Finding captions for pictures and pictures for captions.
     Retrieval(retrieval::RetrievalTask),
+    /// Questions about pictures.
+    Vqa(vqa::VqaTask),
+    /// Telling a picture's captions from others.
+    Itm(itm::ItmTask),
 }
 
 impl Task {
@@ -60,6 +66,8 @@ impl Task {
         match self {
             Self::Caption(_) => "caption",
             Self::Retrieval(_) => "retrieval",
+            Self::Vqa(_) => "vqa",
+            Self::Itm(_) => "itm",
         }
     }
 
@@ -68,6 +76,8 @@ impl Task {
         match self {
             Self::Caption(task) => task.run(runner),
             Self::Retrieval(task) => task.run(runner),
+            Self::Vqa(task) => task.run(runner),
+            Self::Itm(task) => task.run(runner),
         }
     }
 }

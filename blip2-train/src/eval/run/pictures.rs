@@ -96,8 +96,12 @@ fn entry(sample: Sample) -> Entry {
     }
 }
 
-/// Numbers stay numbers, as in COCO's files.
+/// Numbers stay numbers, as in COCO's files; `coco_522418` is how LAVIS writes them.
 fn id_of(text: &str) -> Id {
+    let text = text
+        .strip_prefix("coco_")
+        .filter(|rest| rest.parse::<u64>().is_ok())
+        .unwrap_or(text);
     match text.parse::<i64>() {
         Ok(number) if number.to_string() == text => Id::Number(number),
         _ => Id::Text(text.to_owned()),

@@ -123,6 +123,8 @@ pub fn finish(
     let mut finished = match &config.task {
         Task::Caption(task) => task.finish(&pictures, &mut publisher)?,
         Task::Retrieval(task) => task.finish(&pictures, &mut publisher)?,
+        Task::Vqa(task) => task.finish(&pictures, &mut publisher)?,
+        Task::Itm(task) => task.finish(&pictures, &mut publisher)?,
     };
     let recipe = recipe
         .or(config.recipe.clone())
