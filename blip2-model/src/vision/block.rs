@@ -85,16 +85,21 @@ impl BlockConfig {
     }
 }
 
-impl<B: Kernels> Block<B> {
+/// One block of an encoder.
+pub trait Layer<B: Backend> {
     /// `[B, N, D] -> [B, N, D]`
-    pub fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
+    fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3>;
+}
+
+impl<B: Kernels> Layer<B> for Block<B> {
+    fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
         let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), ctx);
         x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
     }
 }
 
 /// All blocks of an encoder: `[B, N, D] -> [B, N, D]`, every intermediate recorded.
-pub fn run<B: Kernels>(layers: &[Block<B>], mut x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
+pub fn run<B: Kernels>(layers: &[impl Layer<B>], mut x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
     ctx.record("embeddings", &x);
     for (i, block) in layers.iter().enumerate() {
         x = block.forward(x, ctx);
