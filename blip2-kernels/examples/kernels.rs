@@ -37,7 +37,11 @@ fn time<T>(what: &str, work: f64, unit: &str, mut f: impl FnMut() -> T) {
         calls += 1;
     }
     let each = (processor_time() - start) / f64::from(calls);
-    println!("{what:<44} {:>9.3} ms {:>8.1} {unit}", each * 1e3, work / each / 1e9);
+    println!(
+        "{what:<44} {:>9.3} ms {:>8.1} {unit}",
+        each * 1e3,
+        work / each / 1e9
+    );
 }
 
 fn values(n: usize) -> Vec<f32> {
@@ -69,16 +73,25 @@ fn main() {
     }
     if wanted("act") {
         for kind in [Act::Gelu, Act::GeluTanh, Act::Silu, Act::Relu] {
-            time(&format!("{kind:?} 257 x 4096"), (m * h * 8) as f64, "GB/s", || {
-                act::forward(kind, &x)
-            });
+            time(
+                &format!("{kind:?} 257 x 4096"),
+                (m * h * 8) as f64,
+                "GB/s",
+                || act::forward(kind, &x),
+            );
         }
         time("Gelu backward", (m * h * 12) as f64, "GB/s", || {
             act::backward(Act::Gelu, &x, &x)
         });
     }
     if wanted("gemm") {
-        for (m, k, n) in [(257, 1024, 4096), (257, 4096, 1024), (257, 1024, 1024), (32, 768, 768), (64, 1024, 4096)] {
+        for (m, k, n) in [
+            (257, 1024, 4096),
+            (257, 4096, 1024),
+            (257, 1024, 1024),
+            (32, 768, 768),
+            (64, 1024, 4096),
+        ] {
             let flop = 2.0 * (m * k * n) as f64;
             let a = Mat::new(&x[..m * k], m, k);
             let epilogue = Epilogue {
@@ -86,16 +99,22 @@ fn main() {
                 act: Act::Gelu,
             };
             let b = Mat::new(&w[..n * k], n, k).transposed();
-            time(&format!("f32 {m} x {k} x {n}, W^T, bias, gelu"), flop, "GFLOP/s", || {
-                gemm::matmul(a, b, epilogue)
-            });
+            time(
+                &format!("f32 {m} x {k} x {n}, W^T, bias, gelu"),
+                flop,
+                "GFLOP/s",
+                || gemm::matmul(a, b, epilogue),
+            );
             time(&format!("f32 {m} x {k} x {n}, W"), flop, "GFLOP/s", || {
                 gemm::matmul(a, Mat::new(&w[..n * k], k, n), Epilogue::NONE)
             });
             let b = Mat::new(&half[..n * k], n, k).transposed();
-            time(&format!("bf16 {m} x {k} x {n}, W^T, bias, gelu"), flop, "GFLOP/s", || {
-                gemm::matmul_bf16(a, b, epilogue)
-            });
+            time(
+                &format!("bf16 {m} x {k} x {n}, W^T, bias, gelu"),
+                flop,
+                "GFLOP/s",
+                || gemm::matmul_bf16(a, b, epilogue),
+            );
         }
     }
     if wanted("skinny") {
@@ -106,24 +125,40 @@ fn main() {
         for (bits, (data, scales)) in &packed {
             for m in [1, 5, 16] {
                 let bytes = data.len() + 4 * scales.len();
-                time(&format!("{bits:?} bits {m} x {k} x {n}"), bytes as f64, "GB/s", || {
-                    let w = Packed::new(*bits, data, scales, [n, k]);
-                    quant::linear(&x[..m * k], m, w, Epilogue::NONE)
-                });
+                time(
+                    &format!("{bits:?} bits {m} x {k} x {n}"),
+                    bytes as f64,
+                    "GB/s",
+                    || {
+                        let w = Packed::new(*bits, data, scales, [n, k]);
+                        quant::linear(&x[..m * k], m, w, Epilogue::NONE)
+                    },
+                );
             }
         }
         for m in [1, 2, 5, 8, 16, 32] {
             let x = &x[..m * k];
-            time(&format!("f32 {m} x {k} x {n}"), (4 * k * n) as f64, "GB/s", || {
-                skinny::linear_f32(x, m, Plain::new(&w, [n, k], k), Epilogue::NONE)
-            });
-            time(&format!("bf16 {m} x {k} x {n}"), (2 * k * n) as f64, "GB/s", || {
-                skinny::linear_bf16(x, m, Plain::new(&half, [n, k], k), Epilogue::NONE)
-            });
+            time(
+                &format!("f32 {m} x {k} x {n}"),
+                (4 * k * n) as f64,
+                "GB/s",
+                || skinny::linear_f32(x, m, Plain::new(&w, [n, k], k), Epilogue::NONE),
+            );
+            time(
+                &format!("bf16 {m} x {k} x {n}"),
+                (2 * k * n) as f64,
+                "GB/s",
+                || skinny::linear_bf16(x, m, Plain::new(&half, [n, k], k), Epilogue::NONE),
+            );
         }
     }
     if wanted("attention") {
-        for (heads, t, s, d) in [(16, 257, 257, 64), (16, 257, 257, 88), (12, 32, 257, 64), (32, 1, 64, 80)] {
+        for (heads, t, s, d) in [
+            (16, 257, 257, 64),
+            (16, 257, 257, 88),
+            (12, 32, 257, 64),
+            (32, 1, 64, 80),
+        ] {
             let (q, k) = (values(heads * t * d), values(heads * s * d));
             let q = Heads::new(&q, [1, heads, t, d], [0, d, heads * d]);
             let k = Heads::new(&k, [1, heads, s, d], [0, d, heads * d]);
@@ -133,9 +168,12 @@ fn main() {
                 factors: None,
             };
             let flop = (4 * heads * t * s * d) as f64;
-            time(&format!("attention {heads} x {t} x {s} x {d}"), flop, "GFLOP/s", || {
-                attention::attend(q, k, k, scores)
-            });
+            time(
+                &format!("attention {heads} x {t} x {s} x {d}"),
+                flop,
+                "GFLOP/s",
+                || attention::attend(q, k, k, scores),
+            );
             time("  backward", 2.5 * flop, "GFLOP/s", || {
                 attention::attend_backward(q, k, k, scores, q)
             });

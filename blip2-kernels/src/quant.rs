@@ -112,7 +112,9 @@ per_level! {
 
 #[inline(always)]
 fn pack_body<const FMA: bool>(bits: Bits, weights: &[f32], data: &mut [u8], scales: &mut [f32]) {
-    let groups = weights.chunks_exact(GROUP).zip(data.chunks_exact_mut(bits.group_bytes()));
+    let groups = weights
+        .chunks_exact(GROUP)
+        .zip(data.chunks_exact_mut(bits.group_bytes()));
     for ((group, data), scale) in groups.zip(scales) {
         let (mut low, mut high) = (0f32, 0f32);
         for &w in group {
@@ -123,7 +125,11 @@ fn pack_body<const FMA: bool>(bits: Bits, weights: &[f32], data: &mut [u8], scal
         match bits {
             Bits::Eight => {
                 *scale = largest.abs() / 127.0;
-                let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest.abs() };
+                let inverse = if largest == 0.0 {
+                    0.0
+                } else {
+                    127.0 / largest.abs()
+                };
                 for (d, &w) in data.iter_mut().zip(group) {
                     *d = rounded(w * inverse, 127.0) as i8 as u8;
                 }
@@ -173,7 +179,9 @@ fn rounded_four(x: f32) -> f32 {
 
 #[inline(always)]
 fn unpack_body<const FMA: bool>(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
-    let groups = data.chunks_exact(bits.group_bytes()).zip(out.chunks_exact_mut(GROUP));
+    let groups = data
+        .chunks_exact(bits.group_bytes())
+        .zip(out.chunks_exact_mut(GROUP));
     for ((data, out), &scale) in groups.zip(scales) {
         match bits {
             Bits::Eight => {
@@ -208,7 +216,11 @@ impl<const FOUR: bool> Dot for Groups<'_, FOUR> {
     type X = f32;
 
     #[inline(always)]
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const f32) -> [[f32; W]; X] {
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const f32,
+    ) -> [[f32; W]; X] {
         let (groups, depth) = (self.0.row_groups(), self.0.depth);
         debug_assert!(row + W <= self.0.rows);
         let size = if FOUR { GROUP / 2 } else { GROUP };
@@ -350,7 +362,14 @@ mod tests {
     #[test]
     fn products_equal_those_of_the_unpacked_weights() {
         for bits in [Bits::Eight, Bits::Four] {
-            for (m, k, n) in [(1, 32, 1), (1, 96, 130), (3, 64, 5), (5, 160, 66), (16, 32, 9), (33, 64, 600)] {
+            for (m, k, n) in [
+                (1, 32, 1),
+                (1, 96, 130),
+                (3, 64, 5),
+                (5, 160, 66),
+                (16, 32, 9),
+                (33, 64, 600),
+            ] {
                 let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 5));
                 let (data, scales) = pack(bits, &w, [n, k]);
                 let packed = Packed::new(bits, &data, &scales, [n, k]);
@@ -365,7 +384,11 @@ mod tests {
                         let terms = (0..k).map(|p| f64::from(x[i * k + p]) * f64::from(wide[j * k + p]));
                         let want = terms.sum::<f64>() + f64::from(bias[j]);
                         // f32 sums; many rows round both factors to bf16, 2^-8 per product, five deviations
-                        let rounding = if m > FEW_ROWS { 8e-3 * (k as f64).sqrt() } else { 0.0 };
+                        let rounding = if m > FEW_ROWS {
+                            8e-3 * (k as f64).sqrt()
+                        } else {
+                            0.0
+                        };
                         let off = (f64::from(y[i * n + j]) - want).abs();
                         assert!(off < 1e-5 + rounding, "{bits:?} {m} {k} {n} at {i} {j}: {off}");
                     }

@@ -271,7 +271,16 @@ mod x86 {
             ];
             let left = |i: usize| _mm256_permute2f128_ps::<0x20>(q[i], q[i + 4]);
             let right = |i: usize| _mm256_permute2f128_ps::<0x31>(q[i], q[i + 4]);
-            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
+            [
+                left(0),
+                left(1),
+                left(2),
+                left(3),
+                right(0),
+                right(1),
+                right(2),
+                right(3),
+            ]
         }
     }
 

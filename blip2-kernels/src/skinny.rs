@@ -27,7 +27,11 @@ pub(crate) trait Dot: Weights {
     ///
     /// # Safety
     /// The processor has the instructions of `S`; rows `row..row + W` exist; `x` holds `X` rows of `depth` values.
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const Self::X) -> [[f32; W]; X];
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const Self::X,
+    ) -> [[f32; W]; X];
 }
 
 /// Unquantised weights, row-major; rows may be apart.
@@ -113,7 +117,11 @@ impl<T: Stored> Dot for Plain<'_, T> {
     type X = f32;
 
     #[inline(always)]
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const f32) -> [[f32; W]; X] {
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const f32,
+    ) -> [[f32; W]; X] {
         debug_assert!(row + W <= self.rows);
         // SAFETY: `new` checked that the rows lie in the slice; the caller vouches for `x`
         unsafe {
@@ -166,7 +174,11 @@ impl Dot for Pairs<'_> {
     const PAIRS: bool = true;
 
     #[inline(always)]
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const bf16) -> [[f32; W]; X] {
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const bf16,
+    ) -> [[f32; W]; X] {
         let Plain {
             data,
             depth,
@@ -225,20 +237,23 @@ pub(crate) fn linear<D: Dot>(x: &[D::X], m: usize, w: &D, epilogue: Epilogue<'_>
     );
     let mut out = vec![0f32; m * n];
     let target = Out(out.as_mut_ptr());
-    (0..n.div_ceil(TASK)).into_par_iter().with_max_len(1).for_each(|task| {
-        let first = task * TASK;
-        let columns = TASK.min(n - first);
-        // SAFETY: tasks write disjoint columns of the result
-        unsafe { block(x, m, w, [first, columns], target, n) };
-        if epilogue.bias.is_some() || epilogue.act != crate::Act::Identity {
-            let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
-            for i in 0..m {
-                // SAFETY: as above
-                let row = unsafe { target.slice(i * n + first, columns) };
-                finish(row, bias, epilogue.act);
+    (0..n.div_ceil(TASK))
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|task| {
+            let first = task * TASK;
+            let columns = TASK.min(n - first);
+            // SAFETY: tasks write disjoint columns of the result
+            unsafe { block(x, m, w, [first, columns], target, n) };
+            if epilogue.bias.is_some() || epilogue.act != crate::Act::Identity {
+                let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
+                for i in 0..m {
+                    // SAFETY: as above
+                    let row = unsafe { target.slice(i * n + first, columns) };
+                    finish(row, bias, epilogue.act);
+                }
             }
-        }
-    });
+        });
     out
 }
 
@@ -279,14 +294,7 @@ pub fn linear_bf16(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'
 ///
 /// # Safety
 /// `out` has room for them, and nobody else touches them.
-pub(crate) unsafe fn block<D: Dot>(
-    x: &[D::X],
-    m: usize,
-    w: &D,
-    range: [usize; 2],
-    out: Out,
-    stride: usize,
-) {
+pub(crate) unsafe fn block<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
     debug_assert!(x.len() >= m * w.depth());
     #[cfg(target_arch = "x86_64")]
     {
@@ -308,7 +316,10 @@ pub(crate) unsafe fn block<D: Dot>(
         }
         let level = Level::detect();
         if D::PAIRS {
-            assert!(level >= Level::Avx512Bf16, "pairs of bf16 without the instructions");
+            assert!(
+                level >= Level::Avx512Bf16,
+                "pairs of bf16 without the instructions"
+            );
             // SAFETY: detected; the rest is the caller's
             return unsafe { pairs(x, m, w, range, out, stride) };
         }
@@ -349,7 +360,8 @@ unsafe fn tiles<S: Simd, D: Dot>(
                     unsafe {
                         let sums = w.dot::<S, $x, $w>(first + j, row.as_ptr());
                         for (r, sums) in sums.iter().enumerate() {
-                            out.slice((i + r) * stride + first + j, $w).copy_from_slice(sums);
+                            out.slice((i + r) * stride + first + j, $w)
+                                .copy_from_slice(sums);
                         }
                     }
                 }};
@@ -420,7 +432,11 @@ mod tests {
                     // eight bits of a bf16 near one fit into the eleven of an f16, but for the smallest
                     assert!(off(sixteen[i * n + j]) < 3e-5, "f16 {m} {k} {n} at {i} {j}");
                     // many rows are rounded to bf16: at most 2^-9 per product, five deviations
-                    let rounding = if m > EXACT_ROWS { 4e-3 * (k as f64).sqrt() } else { 0.0 };
+                    let rounding = if m > EXACT_ROWS {
+                        4e-3 * (k as f64).sqrt()
+                    } else {
+                        0.0
+                    };
                     assert!(off(half[i * n + j]) < 2e-5 + rounding, "{m} {k} {n} at {i} {j}");
                 }
             }

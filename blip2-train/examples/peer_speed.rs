@@ -168,7 +168,9 @@ impl Worker {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let folder = args.next().context("usage: peer_speed FOLDER DTYPE [DTYPE_LLM]")?;
+    let folder = args
+        .next()
+        .context("usage: peer_speed FOLDER DTYPE [DTYPE_LLM]")?;
     let dtype: PartDtype = args.next().context("a dtype")?.parse()?;
     let mut policy = DtypePolicy::frozen(dtype);
     if let Some(llm) = args.next() {
@@ -190,7 +192,13 @@ fn main() -> Result<()> {
         let image = job["image"].as_str().unwrap_or_default();
         let (start, cpu) = (Instant::now(), processor_ms());
         for _ in 0..number("repeat", 1) {
-            worker.run(&task, number("batch", 1), number("tokens", 1), number("beams", 1), image)?;
+            worker.run(
+                &task,
+                number("batch", 1),
+                number("tokens", 1),
+                number("beams", 1),
+                image,
+            )?;
         }
         let answer = json!({
             "wall_ms": start.elapsed().as_secs_f64() * 1e3,

@@ -49,7 +49,12 @@ fn linear_maps_in_every_form() {
                 close(got, want, 3e-6, "f32");
                 let half = weight.clone().cast(DType::F16);
                 let want = linear_by_matmul(x.clone(), half.clone(), bias.clone(), act);
-                close(Flex::linear_act(x.clone(), half, bias.clone(), act), want, 3e-6, "f16");
+                close(
+                    Flex::linear_act(x.clone(), half, bias.clone(), act),
+                    want,
+                    3e-6,
+                    "f16",
+                );
                 let half = weight.clone().cast(DType::BF16);
                 let want = linear_by_matmul(x.clone(), half.clone(), bias.clone(), act);
                 let got = Flex::linear_act(x.clone(), half, bias, act);
@@ -89,7 +94,13 @@ fn attention_on_views_with_every_form_of_mask() {
     let q: Tensor<Flex, 4> = random([b, t, h, d]).swap_dims(1, 2);
     let k: Tensor<Flex, 4> = random([b, h, s + 4, d]).narrow(2, 0, s);
     let v: Tensor<Flex, 4> = random([b, h, d, s]).swap_dims(2, 3);
-    let masks = [[b, 1, 1, s], [1, 1, t, s], [b, h, t, s], [b, 1, t, 1], [1, h, 1, s]];
+    let masks = [
+        [b, 1, 1, s],
+        [1, 1, t, s],
+        [b, h, t, s],
+        [b, 1, t, 1],
+        [1, h, 1, s],
+    ];
     for mask in std::iter::once(None).chain(masks.map(Some)) {
         let scores = Scores {
             scale: 0.3,
@@ -110,11 +121,19 @@ fn a_cache_is_written_in_place_and_a_second_holder_keeps_the_old_one() {
     let want = before.clone().slice_assign([0..2, 0..3, 3..5, 0..4], new.clone());
     let got = Flex::cache_write(before, new.clone(), 3);
     close(got.clone(), want, 0.0, "written");
-    assert_ne!(held.into_data(), got.clone().into_data(), "the other holder saw the write");
+    assert_ne!(
+        held.into_data(),
+        got.clone().into_data(),
+        "the other holder saw the write"
+    );
     let address = |t: &Tensor<Flex, 4>| t.clone().into_primitive().tensor().bytes().as_ptr();
     let place = address(&got);
     let again = Flex::cache_write(got, new, 1);
-    assert_eq!(place, address(&again), "a cache that nobody else holds was copied");
+    assert_eq!(
+        place,
+        address(&again),
+        "a cache that nobody else holds was copied"
+    );
 }
 
 /// Gradients of `sum(y * weight)` for a fused and a composed form of the same function.
@@ -125,7 +144,11 @@ fn same_gradients<B: Kernels, const N: usize, const D: usize>(
     bound: f32,
     what: &str,
 ) {
-    let leaves = || inputs.clone().map(|x| Tensor::<Autodiff<B>, D>::from_inner(x).require_grad());
+    let leaves = || {
+        inputs
+            .clone()
+            .map(|x| Tensor::<Autodiff<B>, D>::from_inner(x).require_grad())
+    };
     let (a, b) = (leaves(), leaves());
     let (ya, yb) = (fused(a.clone()), plain(b.clone()));
     close(ya.clone(), yb.clone(), bound, what);
@@ -133,7 +156,10 @@ fn same_gradients<B: Kernels, const N: usize, const D: usize>(
     let ga = (ya * weight.clone()).sum().backward();
     let gb = (yb * weight).sum().backward();
     for (i, (a, b)) in a.iter().zip(&b).enumerate() {
-        let (a, b) = (a.grad(&ga).expect("fused gradient"), b.grad(&gb).expect("plain gradient"));
+        let (a, b) = (
+            a.grad(&ga).expect("fused gradient"),
+            b.grad(&gb).expect("plain gradient"),
+        );
         close(a, b, bound, &format!("{what}, gradient {i}"));
     }
 }
@@ -143,7 +169,11 @@ fn gradients_of_all<B: Kernels>() {
         let n = t.dims()[1];
         t.reshape([n])
     };
-    let (x, w, c) = (random::<B, 2>([7, 33]), random::<B, 2>([1, 33]), random::<B, 2>([1, 33]));
+    let (x, w, c) = (
+        random::<B, 2>([7, 33]),
+        random::<B, 2>([1, 33]),
+        random::<B, 2>([1, 33]),
+    );
     same_gradients(
         [x.clone(), w.clone(), c],
         |[x, w, c]| Autodiff::<B>::layer_norm_f32(x, flat(w), flat(c), 1e-5),
@@ -161,9 +191,7 @@ fn gradients_of_all<B: Kernels>() {
     for act in ACTS {
         // burn differentiates GELU as if it were the tanh form, so the erf is spelled out
         let plain = |x: Tensor<Autodiff<B>, 2>| match act {
-            Activation::Gelu => {
-                ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5 * x
-            }
+            Activation::Gelu => ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5 * x,
             act => act.by_tensor_ops(x),
         };
         let what = format!("{act:?}");
@@ -186,14 +214,19 @@ fn gradients_of_all<B: Kernels>() {
     let (b, h, t, s, d) = (2, 2, 6, 11, 5);
     for dropped in [false, true] {
         let mask = random::<Autodiff<B>, 4>([b, 1, t, s]);
-        let kept = Tensor::<Autodiff<B>, 4>::random([b, h, t, s], Distribution::Bernoulli(0.8), &Default::default());
+        let kept =
+            Tensor::<Autodiff<B>, 4>::random([b, h, t, s], Distribution::Bernoulli(0.8), &Default::default());
         let scores = || Scores {
             scale: 0.4,
             mask: Some(mask.clone()),
             factors: dropped.then(|| kept.clone() / 0.8),
         };
         same_gradients(
-            [random::<B, 4>([b, h, t, d]), random([b, h, s, d]), random([b, h, s, d])],
+            [
+                random::<B, 4>([b, h, t, d]),
+                random([b, h, s, d]),
+                random([b, h, s, d]),
+            ],
             |[q, k, v]| Autodiff::<B>::attend_scores(q, k, v, scores()),
             |[q, k, v]| attend_by_tensor_ops(q, k, v, scores()),
             1e-5,
@@ -231,7 +264,9 @@ fn only_what_learns_gets_a_gradient_and_a_learning_mask_does() {
         factors: None,
     };
     let y = A::attend_scores(q.clone(), q.clone(), q, scores);
-    let grad = mask.grad(&y.powf_scalar(2.0).sum().backward()).expect("the mask learns");
+    let grad = mask
+        .grad(&y.powf_scalar(2.0).sum().backward())
+        .expect("the mask learns");
     let size: f32 = as_dtype(grad, DType::F32).abs().sum().into_scalar();
     assert!(size > 1e-3);
 }

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{
-    AllocationProperty, Bytes, DType as BurnDType, Shape, Tensor, TensorData,
-};
+use burn::tensor::{AllocationProperty, Bytes, DType as BurnDType, Shape, Tensor, TensorData};
 use serde::Serialize;
 
 use super::{DtypePolicy, Keys, Part};
@@ -211,7 +209,8 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
         {
             let flat = as_dtype(tensor.reshape([*rows, *depth]), BurnDType::F32);
             let packed = B::pack_weight(flat, bits);
-            self.loader.report_packed(&path, stored_as, stored, bits, rows * depth);
+            self.loader
+                .report_packed(&path, stored_as, stored, bits, rows * depth);
             return Param::initialized(param.id, Tensor::from_primitive(packed.into_primitive()));
         }
         // A frozen weight never asks for a gradient; the trainer turns it on for what it trains.
