@@ -1,6 +1,8 @@
 //! Speed of every kernel on one thread, in processor time (other load on the machine does not count):
 //! `RAYON_NUM_THREADS=1 cargo run --release -p blip2-kernels --example kernels`.
 //!
+//! With `TSV` set, lines of name and milliseconds, as `tests/peers/speed/kernels.py` reads them.
+//!
 //! Sizes are those of a ViT-L layer on one picture and of a 2.7B language model.
 
 use std::hint::black_box;
@@ -55,7 +57,7 @@ fn values(n: usize) -> Vec<f32> {
 }
 
 fn main() {
-    println!("{:?}", blip2_kernels::level::Level::detect());
+    eprintln!("{:?}", blip2_kernels::level::Level::detect());
     let only = std::env::args().nth(1).unwrap_or_default();
     let wanted = |name: &str| name.contains(&only);
     let (m, d, h) = (257, 1024, 4096);
@@ -148,7 +150,7 @@ fn main() {
                 &format!("bf16 {m} x {k} x {n}"),
                 (2 * k * n) as f64,
                 "GB/s",
-                || skinny::linear_bf16(x, m, Plain::new(&half, [n, k], k), Epilogue::NONE),
+                || skinny::linear_bf16_rounded(x, m, Plain::new(&half, [n, k], k), Epilogue::NONE),
             );
         }
     }
@@ -174,9 +176,12 @@ fn main() {
                 "GFLOP/s",
                 || attention::attend(q, k, k, scores),
             );
-            time("  backward", 2.5 * flop, "GFLOP/s", || {
-                attention::attend_backward(q, k, k, scores, q)
-            });
+            time(
+                &format!("attention backward {heads} x {t} x {s} x {d}"),
+                2.5 * flop,
+                "GFLOP/s",
+                || attention::attend_backward(q, k, k, scores, q),
+            );
         }
     }
 }

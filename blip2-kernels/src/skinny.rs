@@ -276,12 +276,19 @@ pub fn linear_f16(x: &[f32], m: usize, w: Plain<'_, f16>, epilogue: Epilogue<'_>
 /// Up to this many rows the memory is slower than widening, so that nothing need be rounded.
 const EXACT_ROWS: usize = 5;
 
-/// As [`linear_f32`]. Weights are widened in registers; beyond a handful of rows `x` is rounded to bf16 instead
-/// where the processor multiplies such pairs.
+/// As [`linear_f32`]; weights are widened in registers.
 ///
 /// # Panics
 /// If the sizes do not match.
 pub fn linear_bf16(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    linear(x, m, &w, epilogue)
+}
+
+/// As [`linear_bf16`], but beyond a handful of rows `x` is rounded to bf16 where the processor multiplies such pairs.
+///
+/// # Panics
+/// If the sizes do not match.
+pub fn linear_bf16_rounded(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
     if m <= EXACT_ROWS || Level::detect() < Level::Avx512Bf16 {
         return linear(x, m, &w, epilogue);
     }
@@ -421,6 +428,7 @@ mod tests {
             let exact: Vec<f16> = narrow.iter().map(|w| f16::from_f32(w.to_f32())).collect();
             let sixteen = linear_f16(&x, m, Plain::new(&exact, [n, k], k), epilogue);
             let half = linear_bf16(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
+            let rounded = linear_bf16_rounded(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
             let full = linear_f32(&x, m, Plain::new(&wide, [n, k], k), epilogue);
             for i in 0..m {
                 for j in 0..n {
@@ -437,7 +445,11 @@ mod tests {
                     } else {
                         0.0
                     };
-                    assert!(off(half[i * n + j]) < 2e-5 + rounding, "{m} {k} {n} at {i} {j}");
+                    assert!(off(half[i * n + j]) < 2e-5, "{m} {k} {n} at {i} {j}");
+                    assert!(
+                        off(rounded[i * n + j]) < 2e-5 + rounding,
+                        "{m} {k} {n} at {i} {j}"
+                    );
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 use blip2_kernels::attention::{self, Heads};
 use blip2_kernels::gemm::{self, Epilogue, Mat};
+use blip2_kernels::level::rounds_inputs;
 use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
 use blip2_kernels::{Act, act, norm};
@@ -278,9 +279,19 @@ impl Kernels for Flex {
             let w: &[bf16] = weight.storage();
             if few {
                 let w = Plain::new(w, [d_out, d_in], d_in);
-                skinny::linear_bf16(x.to_contiguous().storage(), rows, w, epilogue)
+                let product = if rounds_inputs() {
+                    skinny::linear_bf16_rounded
+                } else {
+                    skinny::linear_bf16
+                };
+                product(x.to_contiguous().storage(), rows, w, epilogue)
             } else {
-                gemm::matmul_bf16(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
+                let product = if rounds_inputs() {
+                    gemm::matmul_bf16
+                } else {
+                    gemm::matmul
+                };
+                product(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
             }
         } else if weight.dtype() == DType::F16 {
             let weight = dense(weight);
