@@ -9,6 +9,7 @@ memory; read ratios, not milliseconds. Writes ../results/kernels.md and kernels.
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import torch.nn.functional as F  # noqa: E402
 import run  # noqa: E402
 
 
-def timed(f, seconds=0.25):
+def timed(f, seconds=0.2):
     f()
     start, calls = time.process_time(), 0
     while time.process_time() - start < seconds:
@@ -79,13 +80,13 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     peers = tasks()
-    env = dict(os.environ) | {"RAYON_NUM_THREADS": "1", "TSV": "1"}
+    env = dict(os.environ) | {"RAYON_NUM_THREADS": "1"}
     ours, theirs = {}, {}
     with torch.inference_mode():
         for _ in range(args.rounds):
             out = subprocess.run([args.binary], env=env, check=True, capture_output=True, text=True).stdout
             for line in out.splitlines():
-                name, ms = line.split("\t")
+                name, ms = re.match(r"(.*?)\s+([\d.]+) ms", line).groups()
                 ours.setdefault(name, []).append(float(ms))
             for name, f in peers.items():
                 theirs.setdefault(name, []).append(timed(f))
