@@ -116,7 +116,11 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     let fault = || EvalError::file(path);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fault())?;
+    let mut builder = tempfile::Builder::new();
+    // the usual rights of a new file, not the private ones of a temporary
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+    let mut file = builder.tempfile_in(folder).map_err(fault())?;
     file.write_all(bytes).map_err(fault())?;
     file.as_file().sync_all().map_err(fault())?;
     file.persist(path).map_err(|e| fault()(e.error))?;
