@@ -44,7 +44,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
 
 fn show_expected(recipe: Option<&str>, out: Option<&Path>, json: bool) -> Result<()> {
     let Some(recipe) = recipe else {
-        bail!("name a verb (caption, retrieval, merge) or --expected RECIPE; see `blip2-train eval --help`");
+        bail!(
+            "name a verb (caption, vqa, retrieval, itm, merge) or --expected RECIPE; see `blip2-train eval --help`"
+        );
     };
     let report: Option<Report> = match out {
         Some(folder) => {

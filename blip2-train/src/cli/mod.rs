@@ -67,8 +67,38 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&error));
             ExitCode::from(2)
         }
+    }
+}
+
+/// The error and its causes, without those that the message before quotes already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        match text.is_empty() {
+            true => text = cause,
+            false if text.ends_with(&cause) => {}
+            false => text = format!("{text}: {cause}"),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_named_once() {
+        let inner = std::io::Error::other("disk full");
+        let quoted = crate::data::sample::DataError::Io {
+            path: "a.tar".into(),
+            source: inner,
+        };
+        assert_eq!(sentence(&anyhow::Error::from(quoted)), "a.tar: disk full");
+        let plain = anyhow::anyhow!("why").context("what");
+        assert_eq!(sentence(&plain), "what: why");
     }
 }

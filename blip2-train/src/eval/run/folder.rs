@@ -55,7 +55,9 @@ impl Record {
         }
         if let (Value::Object(a), Value::Object(b)) = (&self.config, &other.config) {
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            names.extend(keys.into_iter().filter(|k| a.get(*k) != b.get(*k)).cloned());
+            // the recipe only names published figures
+            let differ = |key: &&String| *key != "recipe" && a.get(*key) != b.get(*key);
+            names.extend(keys.into_iter().filter(differ).cloned());
         }
         (!names.is_empty()).then(|| names.join(", "))
     }

@@ -107,12 +107,6 @@ impl RetrievalTask {
         let with_captions: Vec<usize> = (0..runner.pictures.list.len())
             .filter(|&at| !runner.pictures.list[at].captions.is_empty())
             .collect();
-        if with_captions.is_empty() {
-            return Err(RunError::Nothing {
-                data: runner.pictures.name().to_owned(),
-                what: "captions",
-            });
-        }
         let texts = self.texts(&runner.pictures.at(&with_captions))?;
         let embedded = self.embed_texts(runner, &texts.texts)?; // [texts, E]
         let mut kept = Kept::default();
