@@ -32,7 +32,8 @@ fn load_folder<B: Kernels>(folder: &std::path::Path, device: &B::Device) -> Blip
     model
 }
 
-fn rows(expected: &Expected, ids: &str, mask: &str) -> TokenBatch {
+/// Ids and mask of a fixture.
+pub fn rows(expected: &Expected, ids: &str, mask: &str) -> TokenBatch {
     TokenBatch {
         ids: expected.ints(ids),
         mask: PadMask::new(
@@ -118,11 +119,24 @@ fn t5_from_pickle<B: Kernels>(device: &B::Device) {
 fn retrieval<B: Kernels>(device: &B::Device) {
     let model = load::<B>("parity/itm", device);
     let expected = Expected::open("parity/itm/expected.safetensors");
+    let compared = compare_retrieval(&model, &expected, BOUND, "itm");
+    assert!(compared >= 14, "itm: only {compared} tensors were compared");
+}
+
+/// Encoder, Q-Former, projections, matching of every picture with every text. Returns how many traced tensors were
+/// compared.
+pub fn compare_retrieval<B: Kernels>(
+    model: &Blip2<B>,
+    expected: &Expected,
+    bound: f32,
+    label: &str,
+) -> usize {
+    let device = &model.device;
     let ctx = Context::tracing();
     let image = model
         .encode_images(expected.tensor::<B, 4>("pixel_values", device), &ctx)
         .expect("encode");
-    let text = rows(&expected, "text.input_ids", "text.attention_mask");
+    let text = rows(expected, "text.input_ids", "text.attention_mask");
     let images = model.embed_images(&image, &ctx).projected.expect("projection");
     let texts = first_token(
         model
@@ -133,7 +147,7 @@ fn retrieval<B: Kernels>(device: &B::Device) {
     );
     let close = |name: &str, got: Vec<f32>| {
         let diff = max_diff(&got, &expected.values(name).0);
-        assert!(diff <= BOUND, "{name}: {diff}");
+        assert!(diff <= bound, "{label} {name}: {diff}");
     };
     close("projected.text", texts.clone().into_data().to_vec().expect("f32"));
     close(
@@ -167,11 +181,11 @@ fn retrieval<B: Kernels>(device: &B::Device) {
             zero_padding(data, &text.mask);
         }
     }
-    let compared = compare_trace(&trace, &expected, BOUND, "itm");
-    assert!(compared >= 14, "itm: only {compared} tensors were compared");
+    compare_trace(&trace, expected, bound, label)
 }
 
-fn zero_padding(data: &mut TensorData, mask: &PadMask) {
+/// Sets rows of padding, whose content is not defined, to zero as the fixtures have them.
+pub fn zero_padding(data: &mut TensorData, mask: &PadMask) {
     let width = data.shape[2];
     let mut values = data.clone().to_vec::<f32>().expect("f32");
     let rows = values.chunks_exact_mut(width).zip(mask.rows().iter().flatten());

@@ -1,5 +1,5 @@
-//! Checkpoints from end to end: export, LAVIS files, conversion in both directions, hostile input. On the pure
-//! Rust CPU backend only, so that this binary builds in a fraction of the time of `suite`.
+//! Checkpoints from end to end: export, conversion in both directions, half precision, hostile input. On the pure Rust
+//! CPU backend only, so that this binary builds in a fraction of the time of `suite`.
 
 #![cfg(feature = "flex")]
 

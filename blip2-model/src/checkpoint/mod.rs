@@ -5,13 +5,17 @@ pub mod apply;
 pub mod companions;
 pub mod expected;
 pub mod export;
+pub mod files;
 pub mod huggingface;
 pub mod keys;
 pub mod lavis;
 pub mod policy;
+pub mod view;
 
 pub use apply::{LoadReport, Loader};
 pub use companions::Companions;
 pub use export::{ExportError, ExportOptions, export_folder};
+pub use files::{FilesError, ModelFiles};
 pub use keys::Keys;
+pub use lavis::{LavisError, LavisParts};
 pub use policy::{DtypePolicy, Part, PartDtype};

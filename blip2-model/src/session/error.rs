@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::blip2::Blip2Error;
+use crate::checkpoint::FilesError;
 use crate::checkpoint::policy::T5InHalf;
-use crate::config::ConfigError;
 use crate::generate::{GenerateError, ImportError};
 use crate::processor::ProcessorError;
 use crate::weights::WeightsError;
@@ -13,21 +13,9 @@ use crate::weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// The folder has weights but no description of the model.
-    #[error("{}: config.json not found; give the folder of a model", folder.display())]
-    NoConfig {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// `config.json` does not describe a model.
-    #[error("{}", folder.display())]
-    Config {
-        /// The folder.
-        folder: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ConfigError,
-    },
+    /// The path does not give a model.
+    #[error(transparent)]
+    Files(#[from] Box<FilesError>),
     /// The dtypes asked for do not fit the model.
     #[error(transparent)]
     Policy(#[from] T5InHalf),
@@ -72,4 +60,10 @@ pub enum SessionError {
         /// The id.
         id: i64,
     },
+}
+
+impl From<FilesError> for SessionError {
+    fn from(error: FilesError) -> Self {
+        Self::Files(Box::new(error))
+    }
 }

@@ -9,8 +9,7 @@ use std::time::Instant;
 
 use crate::blip2::conditional::TokenBatch;
 use crate::blip2::{Blip2, ImageFeatures};
-use crate::checkpoint::{DtypePolicy, LoadReport};
-use crate::config::{Blip2Config, Task};
+use crate::checkpoint::{DtypePolicy, LavisParts, LoadReport, ModelFiles};
 use crate::generate::ranking::{RankOptions, rank};
 use crate::generate::{self, GenerateOptions, StopReason};
 use crate::language::{AnyLanguageModel, Architecture, LanguageModel};
@@ -19,7 +18,6 @@ use crate::processor::{
     DecodeOptions, EncodeOptions, ImageProcessor, Padding, RgbImage, TextTokenizer, TokenizerKind,
     decode_file,
 };
-use crate::weights::checkpoint_dir;
 use burn::tensor::{DType, Tensor, TensorData};
 
 pub use answer::{Answer, Output, RankedAnswer, Timing};
@@ -59,56 +57,47 @@ fn ms(start: Instant) -> f64 {
 }
 
 impl<B: Kernels> Session<B> {
-    /// Opens a Hugging Face folder.
-    pub fn open(folder: &Path, policy: DtypePolicy, allow_partial: bool, device: &B::Device) -> Result<Self> {
+    /// Opens a Hugging Face folder, or a LAVIS checkpoint beside the files that it leaves out.
+    pub fn open(path: &Path, policy: DtypePolicy, allow_partial: bool, device: &B::Device) -> Result<Self> {
+        let files = ModelFiles::open(path, &LavisParts::default())?;
+        Self::load(files, policy, allow_partial, device)
+    }
+
+    /// Loads the model that [`ModelFiles::open`] found.
+    pub fn load(
+        files: ModelFiles,
+        policy: DtypePolicy,
+        allow_partial: bool,
+        device: &B::Device,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let opened = checkpoint_dir::open(folder)?;
-        let json = opened
-            .config_json
-            .as_deref()
-            .ok_or_else(|| SessionError::NoConfig {
-                folder: folder.to_path_buf(),
-            })?;
-        let config = Blip2Config::from_json(json).map_err(|source| SessionError::Config {
-            folder: folder.to_path_buf(),
-            source,
-        })?;
-        let policy = policy.for_config(&config)?;
-        let (model, report) = Blip2::load(config, opened.source.as_ref(), policy, allow_partial, device)?;
-        let preprocessor = opened.folder.join("preprocessor_config.json");
-        let images = match preprocessor.exists() {
-            true => ImageProcessor::from_file(&preprocessor)?,
-            false => ImageProcessor::blip2(model.config.vision_config.image_size() as u32),
-        };
+        let policy = policy.for_config(&files.config)?;
+        let (model, report) =
+            Blip2::load(files.config, files.source.as_ref(), policy, allow_partial, device)?;
         let kind = model.language.as_ref().map(|language| match language {
             AnyLanguageModel::Opt(_) => TokenizerKind::Opt,
             AnyLanguageModel::T5(_) => TokenizerKind::T5,
             AnyLanguageModel::Llama(_) => TokenizerKind::Llama,
         });
-        let language_tokenizer = kind
-            .map(|kind| TextTokenizer::from_folder(&opened.folder, kind))
+        let language_tokenizer = files
+            .language_tokenizer
+            .zip(kind)
+            .map(|(folder, kind)| TextTokenizer::from_folder(folder, kind))
             .transpose()?;
-        let query_folder = match model.config.task() {
-            Task::Complete => Some(opened.folder.join("qformer_tokenizer")),
-            _ if model.bridge.qformer.has_text_branch() => Some(opened.folder.clone()),
-            _ => None,
-        };
-        let query_tokenizer = query_folder
+        let query_tokenizer = files
+            .query_tokenizer
             .map(|folder| TextTokenizer::from_folder(folder, TokenizerKind::Bert))
             .transpose()?;
-        let settings = opened.folder.join("generation_config.json");
-        let generation = match (model.language.as_ref(), std::fs::read_to_string(&settings)) {
-            (Some(language), Ok(text)) => Some(GenerateOptions::hf(&text, language.architecture()).map_err(
-                |source| SessionError::Generation {
-                    file: settings.clone(),
-                    source,
-                },
-            )?),
+        let generation = match (model.language.as_ref(), files.generation) {
+            (Some(language), Some((file, text))) => {
+                let options = GenerateOptions::hf(&text, language.architecture());
+                Some(options.map_err(|source| SessionError::Generation { file, source })?)
+            }
             _ => None,
         };
         Ok(Self {
             model,
-            images,
+            images: ImageProcessor::new(files.images),
             report,
             generation,
             language_tokenizer,
