@@ -3,6 +3,7 @@
 
 #![cfg(feature = "flex")]
 
+mod convert;
 mod export;
 #[path = "../suite/support.rs"]
 #[allow(dead_code, unused_macros)]

@@ -10,13 +10,14 @@ use blip2_model::nn::Kernels;
 use blip2_model::weights::hub;
 use clap::{Args, ValueEnum};
 
+use super::parts::PartsArgs;
 use crate::Session;
 
 /// Model, device and output.
 #[derive(Debug, Args)]
 pub struct CommonArgs {
-    /// Folder of a checkpoint, or the id of one on the hub
-    #[arg(long, value_name = "DIR|HUB_ID")]
+    /// Folder of a checkpoint, LAVIS .pth file, or the id of one on the hub
+    #[arg(long, value_name = "DIR|FILE|HUB_ID")]
     pub model: String,
     /// Backend of this build to run on (see `blip2 backends`); default: the first one compiled in
     #[arg(long)]
@@ -42,6 +43,9 @@ pub struct CommonArgs {
     /// No notes on stderr
     #[arg(long)]
     pub quiet: bool,
+    /// Files that a LAVIS checkpoint leaves out
+    #[command(flatten)]
+    pub parts: PartsArgs,
 }
 
 impl CommonArgs {
@@ -49,8 +53,8 @@ impl CommonArgs {
     pub fn open<B: Kernels>(&self, device: &B::Device) -> Result<Session<B>> {
         let mut policy = DtypePolicy::frozen(self.dtype);
         policy.llm = self.dtype_llm.unwrap_or(policy.llm);
-        let folder = self.folder()?;
-        let session = Session::open(&folder, policy, self.allow_partial, device)?;
+        let files = self.parts.open(&self.folder()?, self.offline)?;
+        let session = Session::load(files, policy, self.allow_partial, device)?;
         if !self.quiet {
             let report = &session.report;
             for (part, dtypes) in &report.parameters {

@@ -7,6 +7,7 @@ mod common;
 mod convert;
 mod embed;
 mod matching;
+mod parts;
 mod vqa;
 
 use std::process::ExitCode;
@@ -45,7 +46,7 @@ enum Command {
     Embed(embed::EmbedArgs),
     /// Write every named intermediate of one forward pass to a safetensors file
     Trace(embed::TraceArgs),
-    /// Rewrite a checkpoint as Hugging Face safetensors
+    /// Rewrite a checkpoint as Hugging Face safetensors or as a LAVIS .pth
     Convert(convert::ConvertArgs),
     /// List the backends of this build
     Backends,

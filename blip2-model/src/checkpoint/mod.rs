@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod companions;
+pub mod convert;
 pub mod expected;
 pub mod export;
 pub mod files;

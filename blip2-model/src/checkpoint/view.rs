@@ -1,4 +1,4 @@
-//! A checkpoint seen under other names: renamed, cut out, joined. The bytes stay where they are until asked for.
+//! A checkpoint seen under other names: renamed, cut out, joined, in another dtype. The bytes stay where they are until asked for.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -116,9 +116,9 @@ impl TensorSource for View {
         let index = self.find(name)?;
         let info = &self.infos[index];
         let bytes = match &self.origins[index] {
-            Origin::Tensor(name) => self.inner.get(name)?.into_bytes(),
+            Origin::Tensor(name) => self.inner.get(name)?.convert(info.dtype)?.into_bytes(),
             Origin::Rows { name, start, rows } => {
-                let whole = self.inner.get(name)?;
+                let whole = self.inner.get(name)?.convert(info.dtype)?;
                 let row = info.byte_len() / (*rows).max(1);
                 let range = start * row..(start + rows) * row;
                 if range.end > whole.bytes().len() {

@@ -88,10 +88,10 @@ pub enum LavisError {
         /// Hugging Face names.
         names: Vec<String>,
     },
-    /// A language model that LAVIS's BLIP-2 does not come with.
-    #[error("LAVIS has BLIP-2 with OPT and T5 only; this one has {family}")]
+    /// A part that LAVIS's BLIP-2 does not come with.
+    #[error("LAVIS has BLIP-2 with EVA-CLIP or CLIP and with OPT or T5; this one has {family}")]
     NoSuchFamily {
-        /// The language model.
+        /// The part.
         family: &'static str,
     },
     /// Files cannot be read.

@@ -10,6 +10,6 @@ pub mod table;
 mod tokenizers;
 
 pub use error::{LavisError, MissingPart};
-pub use names::{is_bare_encoder, is_lavis, under_huggingface_names, under_lavis_names};
+pub use names::{first_blocks, is_bare_encoder, is_lavis, under_huggingface_names, under_lavis_names};
 pub use open::LavisParts;
 pub use table::{Family, to_huggingface};

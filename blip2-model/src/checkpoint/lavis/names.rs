@@ -37,12 +37,16 @@ pub fn is_bare_encoder(source: &dyn TensorSource) -> bool {
 ///
 /// Encoder files hold one block more than BLIP-2 runs: the last one is dropped from a file of the encoder alone.
 pub fn under_huggingface_names(inner: Box<dyn TensorSource>) -> View {
-    let bare = is_bare_encoder(inner.as_ref());
-    let layers = if bare {
-        count_blocks(inner.as_ref()).saturating_sub(1)
-    } else {
-        usize::MAX
+    let layers = match is_bare_encoder(inner.as_ref()) {
+        true => count_blocks(inner.as_ref()).saturating_sub(1),
+        false => usize::MAX,
     };
+    first_blocks(inner, layers)
+}
+
+/// The same with exactly the first `layers` blocks of the encoder, however many the file has.
+pub fn first_blocks(inner: Box<dyn TensorSource>, layers: usize) -> View {
+    let bare = is_bare_encoder(inner.as_ref());
     let mut view = View::new(inner);
     for info in view.inner().infos().to_vec() {
         let lavis = match bare {

@@ -156,6 +156,7 @@ impl Family {
             encoder: match config.vision_config {
                 VisionConfig::Eva(_) => EVA,
                 VisionConfig::Clip(_) => CLIP,
+                VisionConfig::Dinov2(_) => return None,
             },
             language: match config.language() {
                 None => &[],
