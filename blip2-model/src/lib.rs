@@ -16,5 +16,6 @@ pub mod nn;
 pub mod processor;
 pub mod qformer;
 pub mod session;
+pub mod untrusted;
 pub mod vision;
 pub mod weights;

@@ -5,6 +5,10 @@
 
 mod convert;
 mod export;
+mod hostile;
 #[path = "../suite/support.rs"]
 #[allow(dead_code, unused_macros)]
 mod support;
+
+#[global_allocator]
+static ALLOCATOR: hostile::Watched = hostile::Watched;
