@@ -145,12 +145,7 @@ fn run(index: usize) {
     for path in &cases {
         let tally = survive(reader, &std::fs::read(path).unwrap(), &path.display().to_string());
         let is_good = path.to_string_lossy().ends_with("-good");
-        assert_eq!(
-            tally.good > 0 && tally.bad == 0 || !is_good,
-            true,
-            "{}",
-            path.display()
-        );
+        assert!(tally.good > 0 || !is_good, "{} was refused", path.display());
     }
     let mut random = Random(0x9e37_79b9_7f4a_7c15 + index as u64);
     let mut refused = 0;
