@@ -3,10 +3,12 @@
 
 pub mod apply;
 pub mod huggingface;
+pub mod inventory;
 pub mod keys;
 pub mod lavis;
 pub mod policy;
 
 pub use apply::{LoadReport, Loader};
+pub use inventory::{Parameter, inventory};
 pub use keys::Keys;
 pub use policy::{DtypePolicy, Part, PartDtype};
