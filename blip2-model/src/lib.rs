@@ -11,6 +11,7 @@ pub mod blip2;
 pub mod catalogue;
 pub mod checkpoint;
 pub mod config;
+pub mod doctor;
 pub mod generate;
 pub mod language;
 pub mod memory;

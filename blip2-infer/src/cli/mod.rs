@@ -7,6 +7,7 @@ mod caption;
 mod chat;
 mod common;
 mod convert;
+mod doctor;
 mod embed;
 mod index;
 mod interrupt;
@@ -44,6 +45,7 @@ const EXAMPLES: &str = "Examples:
   blip2 vqa photo.jpg \"how many dogs?\" --model DIR
   blip2 vqa photo.jpg \"what is it?\" --candidates answers.txt --model DIR
   blip2 chat photo.jpg --model Salesforce/blip2-flan-t5-xl
+  blip2 doctor --backend vulkan
   blip2 search \"a dog on a beach\" --images photos/ --model Salesforce/blip2-itm-vit-g
   blip2 match photo.jpg \"a cat\" \"a dog\" --model Salesforce/blip2-itm-vit-g";
 
@@ -71,6 +73,8 @@ enum Command {
     Memory(memory::MemoryArgs),
     /// List the backends of this build
     Backends,
+    /// Check whether a device computes correctly; exit code 1 if it does not
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Something that needs a backend type to run.
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Models(args) => models::run(&args),
         Command::Memory(args) => memory::run(&args),
         Command::Backends => backends::run(),
+        Command::Doctor(args) => doctor::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -88,13 +88,15 @@ impl Sink {
         match self {
             Self::Stdout { json: true, .. } => output::json(answer),
             Self::Stdout { name, .. } => answer.outputs.iter().try_for_each(|text| {
-                let text = match text.text.is_empty() {
-                    true => "(empty: the model ended at once; try --min-new-tokens 1 or another --prompt)",
-                    false => &text.text,
-                };
+                if text.text.is_empty() {
+                    eprintln!(
+                        "{}: the model ended at once; try --min-new-tokens 1 or another --prompt",
+                        answer.image
+                    );
+                }
                 match name {
-                    true => output::line(&format!("{}: {text}", answer.image)),
-                    false => output::line(text),
+                    true => output::line(&format!("{}: {}", answer.image, text.text)),
+                    false => output::line(&text.text),
                 }
             }),
             Self::JsonLines(file) => {

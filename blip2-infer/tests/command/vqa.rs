@@ -103,6 +103,8 @@ fn streams_the_same_as_it_returns() {
         "--do-sample",
         "--seed",
         "3",
+        "--min-new-tokens",
+        "4",
     ];
     let plain = stdout(blip2(&args));
     let json = objects(blip2(&[args.as_slice(), &["--json"]].concat()));
