@@ -1,5 +1,6 @@
 //! Options that several verbs share.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -44,6 +45,9 @@ pub struct CommonArgs {
     /// No notes on stderr
     #[arg(long)]
     pub quiet: bool,
+    /// Folder of the model, once it has been looked for.
+    #[arg(skip)]
+    resolved: OnceCell<PathBuf>,
 }
 
 impl CommonArgs {
@@ -55,14 +59,18 @@ impl CommonArgs {
     }
 
     /// The model's folder, downloaded if it is a hub id that the cache lacks.
-    pub fn folder(&self) -> Result<PathBuf> {
-        model::folder(&self.model, self.offline, self.quiet)
+    pub fn folder(&self) -> Result<&Path> {
+        if let Some(folder) = self.resolved.get() {
+            return Ok(folder);
+        }
+        let folder = model::folder(&self.model, self.offline, self.quiet)?;
+        Ok(self.resolved.get_or_init(|| folder))
     }
 
     /// Tells apart what would give other numbers for the same picture.
     pub(super) fn model_hash(&self) -> Result<String> {
         let backend = BackendKind::choose(self.backend.as_deref())?;
-        model_hash(&self.folder()?, &self.policy(), backend.name())
+        model_hash(self.folder()?, &self.policy(), backend.name())
     }
 
     /// The cache of encoded pictures below `root`, if one is asked for.
@@ -73,7 +81,7 @@ impl CommonArgs {
 
     /// Loads the model and says on stderr what was loaded.
     pub fn open<B: Kernels>(&self, device: &B::Device) -> Result<Session<B>> {
-        let session = Session::open(&self.folder()?, self.policy(), self.allow_partial, device)?;
+        let session = Session::open(self.folder()?, self.policy(), self.allow_partial, device)?;
         if !self.quiet {
             let report = &session.report;
             for (part, dtypes) in &report.parameters {

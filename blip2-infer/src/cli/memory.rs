@@ -64,18 +64,22 @@ struct Line<'a> {
 }
 
 /// Configuration and, where the weights are at hand, what is in their file.
-fn read(model: &str) -> Result<(Blip2Config, Vec<TensorInfo>)> {
-    let path = Path::new(model);
+fn read(name: &str) -> Result<(Blip2Config, Vec<TensorInfo>)> {
+    let path = Path::new(name);
     let local = match path.exists() {
         true => Some(path.to_path_buf()),
-        false => model::cached(model),
+        false => model::cached(name),
     };
-    if let (None, Some(entry)) = (&local, catalogue::find(model)) {
+    if let (None, Some(entry)) = (&local, catalogue::find(name)) {
         return Ok((entry.config(), Vec::new()));
     }
     let folder = match local {
         Some(folder) => folder,
-        None => model::folder(model, false, false)?,
+        None if name == model::NANO || name.matches('/').count() != 1 || name.starts_with(['.', '/']) => {
+            model::folder(name, true, true)?
+        }
+        // no more than the description: predicting must not cost the download
+        None => model::config_of(name)?,
     };
     let file = match folder.is_dir() {
         true => folder.join("config.json"),

@@ -13,6 +13,8 @@ pub(super) const NANO: &str = "nano";
 /// Names the folder of the bundled model, for programs that ship it elsewhere.
 const NANO_VARIABLE: &str = "BLIP2_NANO";
 
+const CONFIG: &str = "config.json";
+
 /// Where the bundled model may be, best first.
 fn nano_places() -> Vec<PathBuf> {
     let named = std::env::var_os(NANO_VARIABLE).map(PathBuf::from);
@@ -29,7 +31,7 @@ fn nano_places() -> Vec<PathBuf> {
 pub(super) fn nano() -> Option<PathBuf> {
     nano_places()
         .into_iter()
-        .find(|place| place.join("config.json").exists())
+        .find(|place| place.join(CONFIG).exists())
 }
 
 /// The folder of `model`, downloaded if it is a hub id that the cache lacks.
@@ -63,6 +65,27 @@ pub(super) fn folder(model: &str, offline: bool, quiet: bool) -> Result<PathBuf>
     let mut settings = hub::HubSettings::from_env();
     settings.offline |= offline;
     Ok(hub::resolve(&id, &settings, &mut Downloads::new(quiet))?.folder)
+}
+
+/// The config.json of a hub id, fetched alone if the cache lacks it.
+pub(super) fn config_of(id: &str) -> Result<PathBuf> {
+    use hub::HubClient as _;
+    let id = id
+        .parse::<hub::HubId>()
+        .with_context(|| format!("--model {id}"))?;
+    let settings = hub::HubSettings::from_env();
+    if settings.offline {
+        return Ok(hub::resolve(&id, &settings, &mut ())?.folder.join(CONFIG));
+    }
+    let client = hub::HttpClient::new(&settings)?;
+    let listing = client.list(&id)?;
+    let file = listing.files.iter().find(|file| file.name == CONFIG);
+    let file = file.with_context(|| format!("--model {id}: the repository has no {CONFIG}"))?;
+    let cache = hub::RepoCache::new(&settings.cache, &id);
+    if !cache.has(&listing.commit, file)? {
+        client.fetch(&id, &listing.commit, file, &mut ())?;
+    }
+    Ok(cache.snapshot(&listing.commit).join(CONFIG))
 }
 
 /// The snapshot of a hub id in the cache, if it is complete.
