@@ -2,6 +2,9 @@
 //! policy, loading with a complete report, export. File formats themselves are in [`crate::weights`].
 
 pub mod apply;
+pub mod companions;
+pub mod expected;
+pub mod export;
 pub mod huggingface;
 pub mod inventory;
 pub mod keys;
@@ -9,6 +12,8 @@ pub mod lavis;
 pub mod policy;
 
 pub use apply::{LoadReport, Loader};
+pub use companions::Companions;
+pub use export::{ExportError, ExportOptions, export_folder};
 pub use inventory::{Parameter, inventory};
 pub use keys::Keys;
 pub use policy::{DtypePolicy, Part, PartDtype};

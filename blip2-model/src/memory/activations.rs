@@ -9,7 +9,7 @@ use crate::checkpoint::Part;
 use crate::checkpoint::apply::burn_dtype;
 use crate::config::Blip2Config;
 use crate::language::LanguageConfig;
-use crate::nn::{Kernels, half_linear};
+use crate::nn::Kernels;
 use crate::vision::VisionConfig;
 use crate::weights::DType;
 
@@ -52,10 +52,9 @@ impl Layers {
         attention.max(feed_forward)
     }
 
-    /// Half-precision matrices that a backend with wider activations widens one at a time.
+    /// The largest half-precision matrix of a layer, which a backend with wider activations may widen for a product.
     fn widened(&self, stored: DType, bytes: usize) -> usize {
-        let rows = self.rows * self.tokens;
-        if stored.size() >= bytes || rows <= half_linear::MAX_ROWS {
+        if stored.size() >= bytes {
             return 0;
         }
         self.width * self.inner.max(self.width) * bytes
@@ -75,9 +74,10 @@ pub(super) fn phases<B: Kernels>(
     let patches = side * side + 1;
     let tokens = work.batch * patches * vision.hidden_size();
     if config.has_vision() {
-        let (heads, inner) = match vision {
-            VisionConfig::Eva(c) => (c.num_attention_heads, c.intermediate_size),
-            VisionConfig::Clip(c) => (c.num_attention_heads, c.intermediate_size),
+        let heads = match vision {
+            VisionConfig::Eva(c) => c.num_attention_heads,
+            VisionConfig::Clip(c) => c.num_attention_heads,
+            VisionConfig::Dinov2(c) => c.num_attention_heads,
         };
         let layers = Layers {
             rows: work.batch,
@@ -85,7 +85,7 @@ pub(super) fn phases<B: Kernels>(
             attended: patches,
             width: vision.hidden_size(),
             heads,
-            inner,
+            inner: vision.intermediate_size(),
             gates: 1,
         };
         let act = bytes(Part::Vision);

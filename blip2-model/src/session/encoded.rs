@@ -12,10 +12,10 @@ use crate::blip2::ImageFeatures;
 use crate::blip2::conditional::select_rows;
 use crate::generate::ranking::{RankOptions, rank};
 use crate::generate::{self, StopReason};
-use crate::language::{Architecture, LanguageModel};
+use crate::language::LanguageModel;
 use crate::nn::kernels::as_dtype;
 use crate::nn::{Context, Kernels};
-use crate::processor::{EncodeOptions, RgbImage};
+use crate::processor::RgbImage;
 
 /// See the module documentation. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -183,23 +183,7 @@ impl<B: Kernels> Session<B> {
             .project_queries(select_rows(encoded.queries.clone(), &[row]), &ctx)?;
         let text = self.tokenize_prompts(&[prompt.to_string()])?;
         let prompt = self.model.prompt(soft, &text)?;
-        let tokenizer = self.language_tokenizer()?;
-        let decoder_only = self.architecture()? == Architecture::DecoderOnly;
-        let options = EncodeOptions {
-            add_special: !decoder_only,
-            ..EncodeOptions::default()
-        };
-        let mut ids = Vec::with_capacity(candidates.len());
-        for candidate in candidates {
-            // an answer follows the prompt after a space, which a byte-level vocabulary spells as part of the word
-            let text = if decoder_only {
-                format!(" {}", candidate.trim())
-            } else {
-                candidate.trim().to_string()
-            };
-            let row = tokenizer.encode(&text, &options)?;
-            ids.push(row.into_iter().map(i64::from).collect::<Vec<_>>());
-        }
+        let ids = self.tokenize_candidates(candidates)?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         self.check_length(prompt.mask.len(), longest)?;
         let options = RankOptions::default();

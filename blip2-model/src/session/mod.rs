@@ -199,6 +199,33 @@ impl<B: Kernels> Session<B> {
         Ok(self.language_tokenizer()?.decode(&ids, true)?.trim().to_string())
     }
 
+    /// Candidate answers -> ids to be scored behind a prompt; T5's end with its end token.
+    pub fn tokenize_candidates(&self, candidates: &[String]) -> Result<Vec<Vec<i64>>> {
+        let tokenizer = self.language_tokenizer()?;
+        let decoder_only = self.architecture()? == Architecture::DecoderOnly;
+        let options = EncodeOptions {
+            add_special: !decoder_only,
+            ..EncodeOptions::default()
+        };
+        let mut ids = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            // an answer follows the prompt after a space, which a byte-level vocabulary spells as part of the word
+            let text = if decoder_only {
+                format!(" {}", candidate.trim())
+            } else {
+                candidate.trim().to_string()
+            };
+            ids.push(
+                tokenizer
+                    .encode(&text, &options)?
+                    .into_iter()
+                    .map(i64::from)
+                    .collect::<Vec<_>>(),
+            );
+        }
+        Ok(ids)
+    }
+
     /// Candidate answers to one question, best first, by exact log-likelihood.
     pub fn rank(&self, image: &RgbImage, prompt: &str, candidates: &[String]) -> Result<Vec<RankedAnswer>> {
         let encoded = self.encode_once(std::slice::from_ref(image))?;

@@ -13,12 +13,22 @@ use burn::tensor::{
     backend::{AutodiffBackend, Backend},
 };
 
+use super::graph::Recording;
 use super::{Images, LossParts, StageError, StepContext, StepOutput};
 use crate::distributed::Collective;
 use crate::params::{self, Named};
 
 /// A module all of whose parameters train.
-pub trait Trainable<B: AutodiffBackend>: Module<B> {
+pub trait Trained<B: AutodiffBackend>: Module<B> {
+    /// Name in files of a parameter of this module.
+    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
+
+    /// Last word on gradients before they leave the step.
+    fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
+}
+
+/// A trained module around a Q-Former.
+pub trait Trainable<B: AutodiffBackend>: Trained<B> {
     /// The frozen image encoder that stands beside the module; `()` where the encoder is inside.
     type Encoder;
 
@@ -38,12 +48,6 @@ pub trait Trainable<B: AutodiffBackend>: Module<B> {
     fn language_model<L: Module<B>>(&self, _frozen: &L) -> Option<L> {
         None
     }
-
-    /// Name in files of a parameter of this module.
-    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
-
-    /// Last word on gradients before they leave the step.
-    fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
 }
 
 /// Pixels `[B, 3, H, W]` -> tokens `[B, N, C]` of a frozen encoder, in f32.
@@ -77,7 +81,9 @@ where
     ) -> Result<Encoded<B>, StageError> {
         Ok(Encoded::frozen(encoder, images, device))
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for Bridge<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         keys.name(&format!("bridge.{name}"))
     }
@@ -120,7 +126,9 @@ where
             graph: Some(graph),
         })
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for WithEncoder<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         match name.strip_prefix("encoder.") {
             Some(rest) => keys.name(&format!("vision.{rest}")),
@@ -220,9 +228,10 @@ impl<B: AutodiffBackend> Border<B> {
         self.leaf.clone()
     }
 
-    /// Backward pass of the sum of `losses`, then of the encoder if it trains.
-    pub fn finish<M: Trainable<B>>(
+    /// Ends `recording` with the backward pass of the sum of `losses`, then of the encoder if it trains.
+    pub fn finish<M: Trained<B>>(
         self,
+        recording: Recording,
         module: &M,
         losses: LossParts<B>,
         step: &StepContext<'_, B>,
@@ -231,7 +240,7 @@ impl<B: AutodiffBackend> Border<B> {
         if step.train {
             let total = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
             if let Some(total) = total {
-                let mut grads = (total * step.loss_scale).backward();
+                let mut grads = recording.backward(total * step.loss_scale);
                 gradients = params::gradients(module, &mut grads);
                 self.encoder_backward(module, &mut grads, &mut gradients, step)?;
             }
@@ -243,7 +252,7 @@ impl<B: AutodiffBackend> Border<B> {
         })
     }
 
-    fn encoder_backward<M: Trainable<B>>(
+    fn encoder_backward<M: Trained<B>>(
         self,
         module: &M,
         grads: &mut B::Gradients,
@@ -265,7 +274,8 @@ impl<B: AutodiffBackend> Border<B> {
             sum.narrow(0, self.offset, self.batch)
         };
         // d(sum(tokens * g)) = g: continues the chain rule where the first pass stopped
-        let mut grads = (graph * Tensor::from_inner(grad)).sum().backward();
+        let recording = Recording::start();
+        let mut grads = recording.backward((graph * Tensor::from_inner(grad)).sum());
         for (name, grad) in params::gradients(module, &mut grads) {
             let sum = match gradients.remove(&name) {
                 Some(old) => old + grad,
