@@ -4,6 +4,7 @@
 mod basics;
 mod caption;
 mod chat;
+mod doctor;
 mod planning;
 mod search;
 mod vqa;
