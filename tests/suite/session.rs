@@ -11,7 +11,6 @@ use blip2_model::language::LanguageModel;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::processor::RgbImage;
 use blip2_model::session::{Answer, Request, Session, TextPiece, ignore};
-use burn::tensor::DType;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -263,7 +262,7 @@ fn scores_do_not_depend_on_padding<B: Kernels>(device: &B::Device) {
 }
 
 /// https://github.com/huggingface/transformers/issues/37103: every mix of dtypes per part runs, and agrees with f32
-/// within its rounding.
+/// within its rounding. A device that lacks a dtype keeps f32 instead of failing.
 fn every_dtype_of_every_part_runs<B: Kernels>(device: &B::Device) {
     use blip2_model::checkpoint::PartDtype::{BF16, F16, F32};
     let exact = open::<B>("opt", device);
@@ -272,14 +271,6 @@ fn every_dtype_of_every_part_runs<B: Kernels>(device: &B::Device) {
     let scale = want[0].iter().fold(0f32, |m, v| m.max(v.abs()));
     for vision in [F32, F16, BF16] {
         for llm in [F32, F16, BF16] {
-            let halves = [(vision, DType::F16, F16), (vision, DType::BF16, BF16)];
-            let used = [(llm, DType::F16, F16), (llm, DType::BF16, BF16)];
-            let lacks = |(asked, dtype, part): &(_, DType, _)| {
-                asked == part && B::compute_dtype(*dtype) == *dtype && !B::supports_dtype(device, *dtype)
-            };
-            if halves.iter().chain(&used).any(lacks) {
-                continue;
-            }
             let policy = DtypePolicy {
                 vision,
                 llm,

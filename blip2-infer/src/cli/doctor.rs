@@ -233,7 +233,7 @@ fn words(verdict: &Verdict, checks: &[Check]) -> String {
         .count();
     let half = match missing {
         0 => "",
-        _ => " Use --dtype f32 where a line above says so.",
+        _ => " It lacks a half-precision format, as said above.",
     };
     format!(
         "{backend} ({device}) may be trusted: all results are within rounding of f64 sums on the host{beside}.{half}"

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::blip2::{Blip2, Blip2Error};
+use crate::checkpoint::apply::burn_dtype;
 use crate::checkpoint::policy::T5InHalf;
 use crate::checkpoint::{DtypePolicy, Part, inventory};
 use crate::config::Blip2Config;
@@ -103,6 +104,11 @@ pub fn predict<B: Kernels>(
         .iter()
         .map(|info| (info.name.as_str(), info.dtype))
         .collect();
+    // as the loader does: what the device cannot keep is widened
+    let keep = |dtype: DType| match B::supports_dtype(device, burn_dtype(dtype)) {
+        true => dtype,
+        false => DType::F32,
+    };
     let mut weights = BTreeMap::new();
     let mut parameters = 0;
     let mut llm_dtype = work.stored;
@@ -112,11 +118,8 @@ pub fn predict<B: Kernels>(
             let mut names = std::iter::once(name.clone()).chain(keys.alias_of(&name));
             names.find_map(|name| stored.get(name.as_str()).copied())
         });
-        let kept = policy.resolve(
-            &parameter.path,
-            parameter.shape.len(),
-            dtype.unwrap_or(work.stored),
-        );
+        let stored = dtype.unwrap_or(work.stored);
+        let kept = keep(policy.resolve(&parameter.path, parameter.shape.len(), stored));
         let part = Part::of(&parameter.path);
         if part == Part::Llm && parameter.shape.len() > 1 {
             llm_dtype = kept;
@@ -126,8 +129,8 @@ pub fn predict<B: Kernels>(
     }
     let kept = |part: Part| match part {
         Part::Llm => llm_dtype,
-        Part::Vision => policy.resolve("vision.x", 2, work.stored),
-        Part::QFormer => policy.resolve("bridge.x", 2, work.stored),
+        Part::Vision => keep(policy.resolve("vision.x", 2, work.stored)),
+        Part::QFormer => keep(policy.resolve("bridge.x", 2, work.stored)),
     };
     let phases = activations::phases::<B>(config, work, kept);
     let activations = phases.iter().map(|phase| phase.bytes).max().unwrap_or(0);
