@@ -17,6 +17,7 @@ use crate::Session;
 
 /// Model, device and output.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Model, device and output")]
 pub struct CommonArgs {
     /// Folder of a checkpoint, id of one on the hub, or `nano`, the bundled one (see `blip2 models`)
     #[arg(long, value_name = "DIR|HUB_ID|nano", default_value = model::NANO)]
