@@ -13,7 +13,8 @@ use blip2_model::with_backend;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::parts::{self, PartsArgs};
+use super::model;
+use super::parts::PartsArgs;
 
 const EXAMPLES: &str = "Examples:
   blip2 convert Salesforce/blip2-opt-2.7b opt-2.7b-bf16 --dtype bf16
@@ -69,8 +70,8 @@ enum Layout {
 }
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
-    let source = parts::local(&args.source, args.offline)?;
-    let files = args.parts.open(&source, args.offline)?;
+    let source = model::folder(&args.source, args.offline, args.json)?;
+    let files = args.parts.open(&source, args.offline, args.json)?;
     let kind = BackendKind::choose(None)?;
     // shapes only: nothing is allocated
     let expected = with_backend!(kind, B => {

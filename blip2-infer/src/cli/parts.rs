@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use blip2_model::checkpoint::{LavisParts, ModelFiles};
-use blip2_model::weights::hub;
 use clap::Args;
+
+use super::model;
 
 /// Parts that a LAVIS `.pth` leaves out. Without them: files beside the checkpoint, and torch's download folder.
 #[derive(Clone, Debug, Default, Args)]
@@ -27,26 +28,14 @@ pub struct PartsArgs {
 
 impl PartsArgs {
     /// Opens a checkpoint on this machine together with these parts.
-    pub fn open(&self, path: &Path, offline: bool) -> Result<ModelFiles> {
+    pub fn open(&self, path: &Path, offline: bool, quiet: bool) -> Result<ModelFiles> {
         let llm = self.llm.as_deref();
         let parts = LavisParts {
             vision: self.vision.clone(),
-            llm: llm.map(|llm| local(llm, offline)).transpose()?,
+            llm: llm.map(|llm| model::folder(llm, offline, quiet)).transpose()?,
             tokenizer: self.tokenizer.clone(),
             config: self.config.clone(),
         };
         Ok(ModelFiles::open(path, &parts)?)
     }
-}
-
-/// A folder or file on this machine: the path itself, or the snapshot of a hub id, downloaded if need be.
-pub(super) fn local(place: &str, offline: bool) -> Result<PathBuf> {
-    let path = Path::new(place);
-    if path.exists() || place.starts_with(['.', '/']) || place.matches('/').count() != 1 {
-        return Ok(path.to_path_buf());
-    }
-    let id = place.parse::<hub::HubId>().with_context(|| place.to_string())?;
-    let mut settings = hub::HubSettings::from_env();
-    settings.offline |= offline;
-    Ok(hub::resolve(&id, &settings, &mut ())?.folder)
 }

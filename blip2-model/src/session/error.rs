@@ -54,6 +54,33 @@ pub enum SessionError {
         /// Requests given.
         requests: usize,
     },
+    /// A row of a request that no encoded picture stands for.
+    #[error("request for picture {row} of {pictures} encoded ones")]
+    NoSuchPicture {
+        /// Row asked for.
+        row: usize,
+        /// Pictures encoded.
+        pictures: usize,
+    },
+    /// Kept query outputs that do not fit the model.
+    #[error("kept query outputs of {found} numbers do not fit this model, which has {expected}")]
+    Queries {
+        /// Numbers per picture given.
+        found: usize,
+        /// Numbers per picture needed.
+        expected: usize,
+    },
+    /// Picture, prompt and answer together exceed the position table of the language model.
+    #[error(
+        "picture, prompt and answer need up to {needed} positions, the language model has {limit}; shorten the \
+         prompt or lower --max-new-tokens"
+    )]
+    PromptTooLong {
+        /// Positions needed.
+        needed: usize,
+        /// Rows of the position table.
+        limit: usize,
+    },
     /// The model produced an id that no tokenizer has.
     #[error("token id {id} is outside the vocabulary")]
     TokenId {
