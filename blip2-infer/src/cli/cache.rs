@@ -9,9 +9,7 @@ use blip2_model::checkpoint::{DtypePolicy, ModelFiles};
 use blip2_model::nn::Kernels;
 use blip2_model::session::Encoded;
 use blip2_model::weights::safetensors::SafetensorsFile;
-use blip2_model::weights::{
-    DType, TensorBytes, TensorInfo, TensorSource, fingerprint, writer,
-};
+use blip2_model::weights::{DType, TensorBytes, TensorInfo, TensorSource, fingerprint, writer};
 use sha2::{Digest, Sha256};
 
 use super::pictures::Picture;
