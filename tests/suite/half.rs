@@ -7,6 +7,9 @@
 //! such bound. It leaves a factor of two for what attention and norms amplify. GPUs keep activations in half precision
 //! as well, which rounds as often again: twice the bound.
 //!
+//! The post-norm form of OPT is left out: no norm stands before its output layer, which therefore passes errors on by an
+//! unknown factor, and no published BLIP-2 has it.
+//!
 //! An error that is far smaller would mean that half precision was not in use, which fails too.
 
 use blip2_model::blip2::Blip2;
@@ -93,16 +96,14 @@ mod flex {
 
     #[test]
     fn bf16() {
-        for name in ["opt", "opt-350m-form", "t5"] {
+        for name in ["opt", "t5"] {
             frozen_parts::<Flex>(name, PartDtype::BF16, 1.0, &Default::default());
         }
     }
 
     #[test]
     fn f16() {
-        for name in ["opt", "opt-350m-form"] {
-            frozen_parts::<Flex>(name, PartDtype::F16, 1.0, &Default::default());
-        }
+        frozen_parts::<Flex>("opt", PartDtype::F16, 1.0, &Default::default());
     }
 }
 
