@@ -46,8 +46,12 @@ pub(super) fn run<B: Kernels>(device: &B::Device) -> Vec<Check> {
         ("matrix product f16", half(DType::F16, "matrix product f16")),
         ("matrix product bf16", half(DType::BF16, "matrix product bf16")),
         (
-            "output layer of 50,304 rows",
-            Box::new(|| vocabulary::<B>(device)),
+            VOCABULARY_CHECK,
+            Box::new(|| vocabulary::<B>(VOCABULARY_CHECK, TABLE_WIDTHS[0], device)),
+        ),
+        (
+            LARGE_TABLE,
+            Box::new(|| vocabulary::<B>(LARGE_TABLE, TABLE_WIDTHS[1], device)),
         ),
         ("cache and beam reordering", Box::new(|| cache::<B>(device))),
     ];
