@@ -215,6 +215,13 @@ fn words(verdict: &Verdict, checks: &[Check]) -> String {
         .filter(|check| check.outcome == Outcome::Failed)
         .map(|check| check.name.as_str())
         .collect();
+    if failed == [doctor::LARGE_TABLE] {
+        return format!(
+            "{backend} ({device}) cannot be trusted with the published checkpoints: their token tables exceed the \
+             128 MiB that this adapter binds at once, and are read wrongly. All else is right, so small models such \
+             as the bundled one work. Use another backend or device (`blip2 backends`) for the others."
+        );
+    }
     if !failed.is_empty() {
         return format!(
             "{backend} ({device}) cannot be trusted: {} {} wrong. Captions and scores made on it would be wrong, too. \
@@ -263,5 +270,8 @@ mod tests {
         let text = verdict(&[good, bad.clone()]);
         assert!(text.contains("cannot be trusted: attention is wrong"), "{text}");
         assert!(describe(&bad).starts_with("WRONG attention"));
+        let large = Check::compare(doctor::LARGE_TABLE, &[0.5], &[1.0], 1e-5);
+        assert!(!doctor::is_trusted(std::slice::from_ref(&large)));
+        assert!(verdict(&[large]).contains("128 MiB"));
     }
 }

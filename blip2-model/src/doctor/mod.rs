@@ -14,6 +14,11 @@ use crate::nn::Kernels;
 
 pub use model::{Outputs, run_models};
 
+/// Name of the check that fails on adapters whose largest binding is 128 MiB (Mesa's software driver is one): burn
+/// does not ask for the limit on Vulkan, and what lies beyond is garbage. The token tables of the published
+/// checkpoints are larger, that of a small model is not.
+pub const LARGE_TABLE: &str = "output layer above 128 MiB";
+
 /// How a check ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "outcome", content = "reason")]

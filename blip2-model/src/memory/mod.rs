@@ -197,19 +197,19 @@ mod tests {
         let mut half = DtypePolicy::frozen(PartDtype::F16);
         half.qformer = PartDtype::F16;
         let f16_gib = gib(opt(half).weight_bytes() as f64 + 2.0 * table);
-        // vectors stay f32 here: 1.3 M of them, 0.003 GiB
-        assert!((f16_gib - 7.21).abs() < 0.01, "{f16_gib}");
+        // the card cuts 7.215 short, and the two million numbers of the vectors stay f32 here
+        assert!((f16_gib - 7.215).abs() < 0.01, "{f16_gib}");
     }
 
     #[test]
     fn the_parts_add_up_and_grow_with_the_batch() {
-        let one = opt(DtypePolicy::frozen(PartDtype::BF16));
+        let one = opt(DtypePolicy::f32());
         assert_eq!(one.total, one.weight_bytes() + one.cache + one.activations);
         // 32 layers x keys and values x 2560 x (32 queries + 16 + 20) positions x 4 bytes
         assert_eq!(one.cache, 32 * 2 * 2560 * 68 * 4);
         let config = catalogue::find("blip2-opt-2.7b").expect("published").config();
         let work = Workload {
-            policy: DtypePolicy::frozen(PartDtype::BF16),
+            policy: DtypePolicy::f32(),
             batch: 8,
             num_beams: 5,
             ..Workload::default()
