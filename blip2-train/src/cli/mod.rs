@@ -2,6 +2,7 @@
 //! input ends with exit code 2 and a sentence that names the thing and the remedy.
 
 mod data;
+mod report;
 mod train;
 
 use std::process::ExitCode;
@@ -29,6 +30,10 @@ enum Command {
     Train(train::TrainArgs),
     /// Write a run's model as a complete Hugging Face folder
     Export(train::ExportArgs),
+    /// Draw the curves of a run into its report.html
+    Report(report::ReportArgs),
+    /// Turn a LAVIS training YAML into a recipe
+    ImportLavis(report::ImportArgs),
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
 }
@@ -38,6 +43,8 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Export(args) => train::export(&args),
+        Command::Report(args) => report::report(&args),
+        Command::ImportLavis(args) => report::import(&args),
         Command::Data(args) => data::run(args),
     };
     match result {
