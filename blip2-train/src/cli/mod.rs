@@ -2,6 +2,8 @@
 //! input ends with exit code 2 and a sentence that names the thing and the remedy.
 
 mod data;
+mod launch;
+mod plan;
 mod report;
 mod train;
 
@@ -30,6 +32,10 @@ enum Command {
     Train(train::TrainArgs),
     /// Write a run's model as a complete Hugging Face folder
     Export(train::ExportArgs),
+    /// Predict memory, communication and step time of a recipe on a cluster
+    Plan(plan::PlanArgs),
+    /// Run a command in several processes of this machine
+    Launch(launch::LaunchArgs),
     /// Draw the curves of a run into its report.html
     Report(report::ReportArgs),
     /// Turn a LAVIS training YAML into a recipe
@@ -43,6 +49,8 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Export(args) => train::export(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Launch(args) => launch::launch(&args),
         Command::Report(args) => report::report(&args),
         Command::ImportLavis(args) => report::import(&args),
         Command::Data(args) => data::run(args),

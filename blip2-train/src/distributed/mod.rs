@@ -4,6 +4,7 @@
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 pub mod local;
+pub mod world;
 
 /// Why a collective operation failed.
 #[derive(Debug, thiserror::Error)]

@@ -18,6 +18,7 @@ use crate::stage::StageError;
 use crate::stage::lora::NoTargets;
 
 pub mod architecture;
+pub mod cost;
 pub mod data;
 pub mod drawn;
 pub mod export;

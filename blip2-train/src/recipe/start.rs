@@ -16,15 +16,14 @@ use super::drawn::Root;
 use super::feeds::{self, Place, Reader};
 use super::tokens::Tokenizers;
 use super::train::LoraTarget;
-use super::weights::{self, Assembly};
-use super::{Recipe, RecipeError, StageKind, export, features};
+use super::weights::Assembly;
+use super::{Recipe, RecipeError, StageKind, cost, export, features};
 use crate::distributed::Collective;
 use crate::optim::{GroupRule, LayerDecay};
 use crate::params;
 use crate::run::checkpoint::load_state;
 use crate::run::collate::Pictures;
 use crate::run::fingerprint::module_digest;
-use crate::run::flops::{StepSize, encoder_forward, stage1_step, stage2_step};
 use crate::run::guard::write_atomically;
 use crate::run::progress::Progress;
 use crate::run::{BatchSource, Interrupt, LossValidation, Outcome, RunParts, Trainer, report};
@@ -387,33 +386,6 @@ where
         }
     }
 
-    /// Floating-point operations of a step of this process.
-    fn flops(&self, sizes: &[(&'static str, usize, u64)]) -> f64 {
-        let (recipe, config) = (self.recipe, &self.assembly.config);
-        let size = StepSize {
-            batch: recipe.train.batch_size as usize * recipe.train.accumulate,
-            queries: config.num_query_tokens,
-            text: recipe.data.max_txt_len,
-        };
-        let encode = recipe.train.features.is_none();
-        let llm = sizes.iter().find(|(name, ..)| *name == "language model");
-        let llm = llm.map_or(0.0, |(_, count, _)| *count as f64);
-        let step = match recipe.stage {
-            StageKind::Stage1 => stage1_step(self.vision(), &config.qformer_config, size, encode),
-            StageKind::Stage2 => stage2_step(self.vision(), &config.qformer_config, llm, size, encode),
-            StageKind::LanguageModel => {
-                let parameters = weights::list::<B>(config, Root::Language).unwrap_or_default();
-                let parameters: usize = parameters.iter().map(params::ParamInfo::len).sum();
-                6.0 * parameters as f64 * (size.batch * size.text) as f64
-            }
-        };
-        match recipe.train.train_vision {
-            // forward is counted above; its backward pass costs twice that
-            true => step + 2.0 * size.batch as f64 * encoder_forward(self.vision()),
-            false => step,
-        }
-    }
-
     fn groups(&self) -> GroupRule {
         let rate = self.recipe.optimizer.lr_layer_decay;
         let layers = (self.recipe.train.train_vision && rate != 1.0).then(|| LayerDecay {
@@ -440,7 +412,15 @@ where
             .per_epoch
             .map(|batches| batches / recipe.train.accumulate as u64);
         let mut config = recipe.trainer(steps_per_epoch)?;
-        let flops = self.flops(&supply.sizes);
+        let language = match recipe.stage {
+            StageKind::LanguageModel => params::count(&module),
+            _ => supply
+                .sizes
+                .iter()
+                .find(|size| size.0 == "language model")
+                .map_or(0, |size| size.1),
+        };
+        let flops = cost::flops(recipe, &self.assembly.config, language);
         config.flops = recipe.train.peak_flops.map(|peak| (flops, peak));
         let mut source = supply.source;
         if env.dry_run {
