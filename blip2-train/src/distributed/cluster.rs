@@ -111,18 +111,20 @@ impl<B: Backend> Cluster<B> {
     pub fn connect(world: &World, patience: Patience) -> Result<Self, CollectiveError> {
         quiet_threads();
         let rank = world.rank;
-        let failed = |operation, source: Box<dyn std::error::Error + Send + Sync>| CollectiveError::Transport {
-            rank,
-            operation,
-            source,
-        };
+        let failed =
+            |operation, source: Box<dyn std::error::Error + Send + Sync>| CollectiveError::Transport {
+                rank,
+                operation,
+                source,
+            };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name(THREAD)
             .enable_all()
             .build()
             .map_err(|error| failed("starting the network threads", error.into()))?;
-        let (address, port) = own_address(world).map_err(|e| failed("finding an address of its own", e.into()))?;
+        let (address, port) =
+            own_address(world).map_err(|e| failed("finding an address of its own", e.into()))?;
         let service: Service<B> = Arc::new(TensorDataService::new(Default::default()));
         let roll = Arc::new(Roll {
             addresses: Mutex::new(vec![None; world.size]),
@@ -137,7 +139,10 @@ impl<B: Backend> Cluster<B> {
             address,
         };
         let peers = runtime.block_on(gather(world, hello, roll, patience))?;
-        let peers = peers.iter().map(|text| text.parse()).collect::<Result<Vec<Address>, String>>();
+        let peers = peers
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<Vec<Address>, String>>();
         Ok(Self {
             rank,
             patience,
@@ -216,7 +221,11 @@ impl<B: Backend> Cluster<B> {
     }
 
     /// Waits for a download as long as its sender is alive.
-    async fn patiently(&self, rank: usize, mut task: JoinHandle<Option<TensorData>>) -> Result<Vec<f32>, usize> {
+    async fn patiently(
+        &self,
+        rank: usize,
+        mut task: JoinHandle<Option<TensorData>>,
+    ) -> Result<Vec<f32>, usize> {
         loop {
             match timeout(self.patience.silence, &mut task).await {
                 Ok(Ok(Some(data))) => return data.convert::<f32>().to_vec().map_err(|_| rank),
@@ -256,7 +265,11 @@ impl<B: Backend> Collective<B> for Cluster<B> {
 
     fn all_reduce_sum(&self, values: Tensor<B, 1>) -> Result<Tensor<B, 1>, CollectiveError> {
         let (device, dtype) = (values.device(), values.dtype());
-        let values: Vec<f32> = values.into_data().convert_dtype(DType::F32).iter::<f32>().collect();
+        let values: Vec<f32> = values
+            .into_data()
+            .convert_dtype(DType::F32)
+            .iter::<f32>()
+            .collect();
         let sum = self.sum_host(&values)?;
         let count = sum.len();
         Ok(Tensor::from_data(TensorData::new(sum, [count]), (&device, dtype)))
@@ -275,22 +288,32 @@ impl<B: Backend> Drop for Cluster<B> {
 async fn serve<B: Backend>(server: WsServer, service: Service<B>, roll: Arc<Roll>) {
     let server = server
         .route_tensor_data_service(service)
-        .route("/alive", async move |mut channel: <WsServer as ProtocolServer>::Channel| {
-            let _ = channel.close().await;
-        })
-        .route("/roll", async move |mut channel: <WsServer as ProtocolServer>::Channel| {
-            let Ok(Some(message)) = channel.recv().await else { return };
-            let Ok(hello) = serde_json::from_slice(&message.data) else { return };
-            roll.enter(hello);
-            loop {
-                if let Some(all) = roll.complete() {
-                    let text = serde_json::to_vec(&all).unwrap_or_default();
-                    let _ = channel.send(Message::new(text.into())).await;
+        .route(
+            "/alive",
+            async move |mut channel: <WsServer as ProtocolServer>::Channel| {
+                let _ = channel.close().await;
+            },
+        )
+        .route(
+            "/roll",
+            async move |mut channel: <WsServer as ProtocolServer>::Channel| {
+                let Ok(Some(message)) = channel.recv().await else {
                     return;
+                };
+                let Ok(hello) = serde_json::from_slice(&message.data) else {
+                    return;
+                };
+                roll.enter(hello);
+                loop {
+                    if let Some(all) = roll.complete() {
+                        let text = serde_json::to_vec(&all).unwrap_or_default();
+                        let _ = channel.send(Message::new(text.into())).await;
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
+            },
+        );
     if let Err(error) = server.serve(std::future::pending()).await {
         eprintln!("cluster: the server of this process stopped: {error:?}");
     }
@@ -387,7 +410,11 @@ mod tests {
     use crate::distributed::host;
 
     fn worlds(size: usize) -> Vec<World> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let world = |rank| World {
             rank,
             size,
@@ -420,7 +447,9 @@ mod tests {
     }
 
     fn numbers(rank: usize, len: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 31 + rank * 17) % 101) as f32 * 0.37 - 9.0).collect()
+        (0..len)
+            .map(|i| ((i * 31 + rank * 17) % 101) as f32 * 0.37 - 9.0)
+            .collect()
     }
 
     /// Many sums one after another, short and long, exact to the bit: addition in rank order is defined.
@@ -430,7 +459,11 @@ mod tests {
         let results = on_all(3, |cluster| {
             let sum = |&len: &usize| {
                 let values = TensorData::new(numbers(cluster.rank, len), [len]);
-                host(cluster.all_reduce_sum(Tensor::from_data(values, &Default::default())).unwrap())
+                host(
+                    cluster
+                        .all_reduce_sum(Tensor::from_data(values, &Default::default()))
+                        .unwrap(),
+                )
             };
             (0..3).flat_map(|_| lengths.iter().map(sum)).collect::<Vec<_>>()
         });

@@ -3,6 +3,8 @@
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod local;
 pub mod world;
 
