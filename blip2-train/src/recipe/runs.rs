@@ -38,7 +38,7 @@ fn pictures(folder: &Path) -> String {
             } else {
                 "fruit on the table"
             };
-            format!("{{\"image\":\"{i}.png\",\"caption\":\"{word}\",\"question\":\"what is it?\"}}\n")
+            format!("{{\"image\":\"{i}.png\",\"caption\":\"{word}\",\"question\":\"What is it?\",\"answer\":[\"house\",\"fruit\"]}}\n")
         })
         .collect();
     let path = folder.join("captions.jsonl");
@@ -333,6 +333,60 @@ fn three_stages_from_random_weights_build_on_each_other() {
     let file = SafetensorsFile::open(&files[0]).unwrap();
     assert!(file.infos().iter().all(|info| info.dtype == DType::F16));
     Session::<Flex>::open(&half, DtypePolicy::default(), false, &Default::default()).unwrap();
+}
+
+/// Question answering with a trained encoder and a Q-Former that reads the question; the text branch that stage 2
+/// lacks is drawn, and both tokenizers end in the export.
+#[test]
+fn answers_train_with_the_question_in_the_q_former() {
+    let bench = Bench::new();
+    let (opt, itm) = (fixture("opt"), fixture("itm"));
+    let config = std::fs::read_to_string(Path::new(&opt).join("config.json")).unwrap();
+    let path = bench.path("config.json");
+    std::fs::write(&path, config.replace("\"vocab_size\": 97", "\"vocab_size\": 321")).unwrap();
+    let head = format!(
+        "stage = \"stage2\"\n[model]\nconfig = \"{path}\"\nvision_from = \"{opt}\"\nlanguage_from = \"{opt}\"\nbridge_from = [\"{opt}\"]\nqformer_tokenizer = \"{itm}\"\nqformer_text_input = true\n[stage2]\ntask = \"answer\"\ntemplate = \"Question: {{}} Answer:\""
+    );
+    let recipe = bench.recipe(
+        &head,
+        &["train.train_vision=true", "optimizer.lr_layer_decay=0.9"],
+    );
+    let Ended::Finished(export) = bench.start(&recipe, "run", false) else {
+        panic!()
+    };
+    assert!(bench.losses("run").iter().all(|loss| loss.is_finite()));
+    for name in [
+        "tokenizer.json",
+        "qformer_tokenizer/tokenizer.json",
+        "generation_config.json",
+    ] {
+        assert!(export.join(name).is_file(), "{name}");
+    }
+    let trained = bench.tensors("run");
+    let base = SafetensorsFile::open(Path::new(&opt).join("model.safetensors")).unwrap();
+    let frozen = "language_model.model.decoder.layers.0.fc1.weight";
+    assert_eq!(
+        trained.get(frozen).unwrap().bytes(),
+        base.get(frozen).unwrap().bytes()
+    );
+    let moved = "vision_model.encoder.layers.0.mlp.fc1.weight";
+    assert_ne!(
+        trained.get(moved).unwrap().bytes(),
+        base.get(moved).unwrap().bytes()
+    );
+}
+
+/// LLaMA in the place of OPT: the text ends with the end of text instead of a line feed.
+#[test]
+fn a_llama_decoder_trains_in_stage_2() {
+    let bench = Bench::new();
+    let opt = fixture("opt");
+    let head = format!(
+        "stage = \"stage2\"\n[model]\ninit = \"random\"\ntokenizer = \"{opt}\"{NANO}\n[model.config.text_config]\nmodel_type = \"llama\"\nvocab_size = 372\nhidden_size = 24\nintermediate_size = 32\nnum_hidden_layers = 1\nnum_attention_heads = 2\nmax_position_embeddings = 64\nbos_token_id = 2\neos_token_id = 2\npad_token_id = 1\n[stage2]\nprompt = \"a\""
+    );
+    let session = bench.train(&bench.recipe(&head, &[]), "run");
+    caption(&session, &bench.path("1.png"));
+    assert!(bench.losses("run").iter().all(|loss| loss.is_finite()));
 }
 
 #[test]
