@@ -47,12 +47,12 @@ pub struct TrainArgs {
 }
 
 const EXAMPLES: &str = "Examples:
-  blip2-train train assets/recipes/pretrain_stage1_vitg.toml --dry-run
+  blip2-train train assets/recipes/pretrain_stage1.toml --dry-run
   blip2-train train recipe.toml --out runs/first --set train.batch_size=16 --set schedule.max_iters=1000
   blip2-train train recipe.toml --out runs/first          (again: goes on where it stopped)
 
-The run folder holds recipe.toml, metrics.jsonl, tensorboard/, checkpoints/, and at the end report.html and export/,
-a complete model for `blip2 caption --model RUN/export`. Ctrl-C finishes the step, saves and exits.";
+The run folder holds recipe.toml, metrics.jsonl, tensorboard/, checkpoints/, and at the end report.html and
+export/, a complete model for `blip2 caption --model RUN/export`. Ctrl-C finishes the step, saves and exits.";
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
