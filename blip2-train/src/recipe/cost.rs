@@ -186,6 +186,7 @@ fn memory(recipe: &Recipe, config: &Blip2Config, counts: &Counts, shape: &StepSh
         let (vision_width, heads) = match &config.vision_config {
             VisionConfig::Eva(c) => (c.hidden_size, c.num_attention_heads),
             VisionConfig::Clip(c) => (c.hidden_size, c.num_attention_heads),
+            VisionConfig::Dinov2(c) => (c.hidden_size, c.num_attention_heads),
         };
         let trains = recipe.train.train_vision;
         let (dtype, bytes) = width(if trains {
