@@ -10,22 +10,27 @@
 //! `2 (W - 1)`. Every process gets the same bits, and the same ones in every run.
 
 use std::marker::PhantomData;
-use std::net::{TcpListener, UdpSocket};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_communication::data_service::{TensorDataServer, TensorDataService};
+use burn_communication::data_service::TensorDataService;
 use burn_communication::websocket::{WebSocket, WsClient, WsServer};
-use burn_communication::{Address, CommunicationChannel, Message, ProtocolClient, ProtocolServer};
-use serde::{Deserialize, Serialize};
+use burn_communication::{Address, ProtocolClient};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::world::World;
 use super::{Collective, CollectiveError};
+
+mod meeting;
+#[cfg(test)]
+mod tests;
+
+use meeting::{Hello, Roll, gather, keep_notifying, own_address, serve};
 
 /// Name of the threads that talk to the others.
 const THREAD: &str = "cluster";
@@ -73,39 +78,6 @@ pub struct Cluster<B: Backend> {
     backend: PhantomData<B>,
 }
 
-/// What a process says when it appears.
-#[derive(Debug, Serialize, Deserialize)]
-struct Hello {
-    rank: usize,
-    size: usize,
-    address: String,
-}
-
-/// Addresses in rank order, once all are known.
-#[derive(Debug, Default)]
-struct Roll {
-    addresses: Mutex<Vec<Option<String>>>,
-}
-
-impl Roll {
-    fn enter(&self, hello: Hello) {
-        let mut list = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = list.get_mut(hello.rank) {
-            *place = Some(hello.address);
-        }
-    }
-
-    fn complete(&self) -> Option<Vec<String>> {
-        let list = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        list.iter().cloned().collect()
-    }
-
-    fn absent(&self) -> usize {
-        let list = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        list.iter().position(Option::is_none).unwrap_or(0)
-    }
-}
-
 impl<B: Backend> Cluster<B> {
     /// Starts this process's server and waits until all others have appeared.
     pub fn connect(world: &World, patience: Patience) -> Result<Self, CollectiveError> {
@@ -126,9 +98,7 @@ impl<B: Backend> Cluster<B> {
         let (address, port) =
             own_address(world).map_err(|e| failed("finding an address of its own", e.into()))?;
         let service: Service<B> = Arc::new(TensorDataService::new(Default::default()));
-        let roll = Arc::new(Roll {
-            addresses: Mutex::new(vec![None; world.size]),
-        });
+        let roll = Arc::new(Roll::of(world.size));
         // so that a port that is taken is an error here and not in the background
         TcpListener::bind(("0.0.0.0", port)).map_err(|error| failed("opening its port", error.into()))?;
         runtime.spawn(serve(WsServer::new(port), service.clone(), roll.clone()));
@@ -285,109 +255,6 @@ impl<B: Backend> Drop for Cluster<B> {
     }
 }
 
-async fn serve<B: Backend>(server: WsServer, service: Service<B>, roll: Arc<Roll>) {
-    let server = server
-        .route_tensor_data_service(service)
-        .route(
-            "/alive",
-            async move |mut channel: <WsServer as ProtocolServer>::Channel| {
-                let _ = channel.close().await;
-            },
-        )
-        .route(
-            "/roll",
-            async move |mut channel: <WsServer as ProtocolServer>::Channel| {
-                let Ok(Some(message)) = channel.recv().await else {
-                    return;
-                };
-                let Ok(hello) = serde_json::from_slice(&message.data) else {
-                    return;
-                };
-                roll.enter(hello);
-                loop {
-                    if let Some(all) = roll.complete() {
-                        let text = serde_json::to_vec(&all).unwrap_or_default();
-                        let _ = channel.send(Message::new(text.into())).await;
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            },
-        );
-    if let Err(error) = server.serve(std::future::pending()).await {
-        eprintln!("cluster: the server of this process stopped: {error:?}");
-    }
-}
-
-/// The data service may miss a tensor that is exposed between its look and its wait, and would then sleep until the
-/// next one: it is woken every few milliseconds instead.
-async fn keep_notifying<B: Backend>(service: Service<B>) {
-    loop {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        service.new_tensor_notify.notify_waiters();
-    }
-}
-
-/// Addresses of all processes in rank order, from rank 0.
-async fn gather(
-    world: &World,
-    hello: Hello,
-    roll: Arc<Roll>,
-    patience: Patience,
-) -> Result<Vec<String>, CollectiveError> {
-    let deadline = Instant::now() + patience.gather;
-    let lost = |rank| CollectiveError::PeerLost {
-        rank,
-        seconds: patience.gather.as_secs(),
-    };
-    let pause = || tokio::time::sleep(Duration::from_millis(100));
-    if world.rank == 0 {
-        roll.enter(hello);
-        loop {
-            if let Some(all) = roll.complete() {
-                return Ok(all);
-            }
-            if Instant::now() > deadline {
-                return Err(lost(roll.absent()));
-            }
-            pause().await;
-        }
-    }
-    let master: Address = match format!("ws://{}:{}", world.master, world.port).parse() {
-        Ok(address) => address,
-        Err(_) => return Err(lost(0)),
-    };
-    let text = serde_json::to_vec(&hello).unwrap_or_default();
-    while Instant::now() < deadline {
-        if let Some(mut channel) = WsClient::connect(master.clone(), "roll").await
-            && channel.send(Message::new(text.clone().into())).await.is_ok()
-        {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // a task of its own: the transport panics where a connection ends without a farewell
-            let answer = tokio::spawn(async move { channel.recv().await });
-            if let Ok(Ok(Ok(Some(message)))) = timeout(left, answer).await
-                && let Ok(all) = serde_json::from_slice(&message.data)
-            {
-                return Ok(all);
-            }
-        }
-        pause().await;
-    }
-    Err(lost(0))
-}
-
-/// Where the others reach this process: rank 0 at the port everybody knows, the others at a free one.
-fn own_address(world: &World) -> std::io::Result<(String, u16)> {
-    if world.rank == 0 {
-        return Ok((format!("ws://{}:{}", world.master, world.port), world.port));
-    }
-    // no packet is sent: connecting a datagram socket chooses the interface that leads to rank 0
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.connect((world.master.as_str(), world.port))?;
-    let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
-    Ok((format!("ws://{}:{port}", socket.local_addr()?.ip()), port))
-}
-
 /// A lost connection is a panic inside the transport; it is reported as [`CollectiveError::PeerLost`], so its
 /// message would only confuse.
 fn quiet_threads() {
@@ -400,108 +267,4 @@ fn quiet_threads() {
             }
         }));
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use blip2_model::backend::Flex;
-
-    use super::*;
-    use crate::distributed::host;
-
-    fn worlds(size: usize) -> Vec<World> {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let world = |rank| World {
-            rank,
-            size,
-            local_rank: rank,
-            master: "127.0.0.1".into(),
-            port,
-        };
-        (0..size).map(world).collect()
-    }
-
-    fn quick() -> Patience {
-        Patience {
-            gather: Duration::from_secs(30),
-            silence: Duration::from_secs(2),
-            answer: Duration::from_secs(1),
-            linger: Duration::from_millis(100),
-        }
-    }
-
-    /// Runs `f` on every rank, each with its own server, and returns the results in rank order.
-    fn on_all<R: Send>(size: usize, f: impl Fn(Cluster<Flex>) -> R + Sync) -> Vec<R> {
-        std::thread::scope(|scope| {
-            let start = |world: World| {
-                let f = &f;
-                scope.spawn(move || f(Cluster::connect(&world, quick()).unwrap()))
-            };
-            let handles: Vec<_> = worlds(size).into_iter().map(start).collect();
-            handles.into_iter().map(|handle| handle.join().unwrap()).collect()
-        })
-    }
-
-    fn numbers(rank: usize, len: usize) -> Vec<f32> {
-        (0..len)
-            .map(|i| ((i * 31 + rank * 17) % 101) as f32 * 0.37 - 9.0)
-            .collect()
-    }
-
-    /// Many sums one after another, short and long, exact to the bit: addition in rank order is defined.
-    #[test]
-    fn sums_are_those_of_addition_in_rank_order() {
-        let lengths = [1, 7, SHORT, SHORT + 1, 3 * SHORT + 5];
-        let results = on_all(3, |cluster| {
-            let sum = |&len: &usize| {
-                let values = TensorData::new(numbers(cluster.rank, len), [len]);
-                host(
-                    cluster
-                        .all_reduce_sum(Tensor::from_data(values, &Default::default()))
-                        .unwrap(),
-                )
-            };
-            (0..3).flat_map(|_| lengths.iter().map(sum)).collect::<Vec<_>>()
-        });
-        for (round, &len) in lengths.iter().cycle().take(15).enumerate() {
-            let want = add_up((0..3).map(|rank| numbers(rank, len)).collect());
-            for result in &results {
-                assert_eq!(result[round], want, "round {round}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_rank_that_leaves_is_named_by_all_others() {
-        let results = on_all(3, |cluster| {
-            let one = || Tensor::<Flex, 1>::from_data([1.0], &Default::default());
-            cluster.all_reduce_sum(one()).unwrap();
-            if cluster.rank == 1 {
-                return None; // ends, as a killed process does: its server is gone with it
-            }
-            let start = Instant::now();
-            let error = cluster.all_reduce_sum(one()).unwrap_err();
-            assert!(start.elapsed() < Duration::from_secs(10));
-            Some(error.to_string())
-        });
-        for message in results.into_iter().flatten() {
-            assert!(message.starts_with("rank 1 did not answer"), "{message}");
-        }
-    }
-
-    #[test]
-    fn a_slow_rank_is_waited_for() {
-        let results = on_all(2, |cluster| {
-            if cluster.rank == 1 {
-                std::thread::sleep(quick().silence * 2);
-            }
-            let sum = cluster.all_reduce_sum(Tensor::<Flex, 1>::from_data([1.0], &Default::default()));
-            host(sum.unwrap())[0]
-        });
-        assert_eq!(results, [2.0, 2.0]);
-    }
 }

@@ -193,30 +193,25 @@ fn stored_features_train_as_pixels_do() {
     assert_eq!(bench.losses("stored"), bench.losses("again"));
 }
 
+/// A caption for each of two colours, learnt by heart: targets end where they should, padding is masked, the prompt
+/// is the picture, and what is exported generates what was trained.
 #[test]
-fn both_families_memorise_their_captions_in_stage_2() {
-    for (family, steps) in [("opt", "60"), ("t5", "60")] {
+fn both_families_learn_two_captions_by_heart() {
+    for family in ["opt", "t5"] {
         let bench = Bench::new();
         let base = fixture(family);
         let head = format!("stage = \"stage2\"\n[model]\nbase = \"{base}\"");
         let sets = [
-            &format!("schedule.max_iters={steps}"),
+            "schedule.max_iters=100",
             "schedule.init_lr=5e-3",
             "train.batch_size=6",
             "stage2.llm_dropout=false",
             "train.lora={target = \"language_model\", rank = 8}",
         ];
-        let recipe = bench.recipe(&head, &sets);
-        let session = bench.train(&recipe, "run");
-        let losses = bench.losses("run");
-        let (first, last) = (losses[0], losses[losses.len() - 1]);
-        // two captions, alternating with the colour: a model that sees the picture needs less than ln 2 in all
-        assert!(last < 0.5 * first && last < 0.7, "{family}: {first} to {last}");
-        let text = caption(&session, &bench.path("0.png"));
-        assert!(
-            text.contains("house") || text.contains("fruit") || !text.is_empty(),
-            "{text}"
-        );
+        let session = bench.train(&bench.recipe(&head, &sets), "run");
+        for (picture, text) in [("0.png", "a red house"), ("1.png", "fruit on the table")] {
+            assert_eq!(caption(&session, &bench.path(picture)), text, "{family}");
+        }
     }
 }
 
