@@ -249,9 +249,11 @@ impl<B: Backend> Collective<B> for Cluster<B> {
 impl<B: Backend> Drop for Cluster<B> {
     /// Says goodbye, so that the others' servers see an end and not a failure.
     fn drop(&mut self) {
-        let service = self.service.clone();
-        let task = self.runtime.spawn(async move { service.close().await });
-        let _ = self.runtime.block_on(timeout(self.patience.answer, task));
+        let (service, answer) = (self.service.clone(), self.patience.answer);
+        self.runtime.block_on(async move {
+            // a task of its own: the transport panics if the other is gone already
+            let _ = timeout(answer, tokio::spawn(async move { service.close().await })).await;
+        });
     }
 }
 
