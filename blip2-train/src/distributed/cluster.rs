@@ -247,10 +247,16 @@ impl<B: Backend> Collective<B> for Cluster<B> {
 }
 
 impl<B: Backend> Drop for Cluster<B> {
-    /// Says goodbye, so that the others' servers see an end and not a failure.
+    /// Leaves when the others have fetched what is theirs, and says goodbye, so that they see an end and no failure.
     fn drop(&mut self) {
         let (service, answer) = (self.service.clone(), self.patience.answer);
         self.runtime.block_on(async move {
+            let deadline = Instant::now() + answer;
+            while Instant::now() < deadline && !service.exposed_tensors.lock().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            // a tensor leaves the list when it is asked for; it is still on its way then
+            tokio::time::sleep(Duration::from_millis(200)).await;
             // a task of its own: the transport panics if the other is gone already
             let _ = timeout(answer, tokio::spawn(async move { service.close().await })).await;
         });
