@@ -5,7 +5,10 @@ mod capfilt;
 mod data;
 mod eval;
 mod generation;
+mod launch;
 mod model;
+mod plan;
+mod report;
 mod source;
 mod train;
 
@@ -37,6 +40,14 @@ enum Command {
     Train(train::TrainArgs),
     /// Write a run's model as a complete Hugging Face folder
     Export(train::ExportArgs),
+    /// Predict memory, communication and step time of a recipe on a cluster
+    Plan(plan::PlanArgs),
+    /// Run a command in several processes of this machine
+    Launch(launch::LaunchArgs),
+    /// Draw the curves of a run into its report.html
+    Report(report::ReportArgs),
+    /// Turn a LAVIS training YAML into a recipe
+    ImportLavis(report::ImportArgs),
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
     /// Measure a model: published metrics from a model folder and a data set
@@ -61,6 +72,10 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Export(args) => train::export(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Launch(args) => launch::launch(&args),
+        Command::Report(args) => report::report(&args),
+        Command::ImportLavis(args) => report::import(&args),
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
     };
@@ -73,17 +88,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, without those that the message before quotes already.
+/// The error with its causes, each said once: many messages quote their cause already.
 fn sentence(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        match text.is_empty() {
-            true => text = cause,
-            false if text.ends_with(&cause) => {}
-            false => text = format!("{text}: {cause}"),
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(cause.trim()) {
+            text.push_str(": ");
+            text.push_str(&cause);
         }
     }
-    text
+    text.trim_end().to_string()
 }
 
 #[cfg(test)]
@@ -91,14 +105,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_named_once() {
-        let inner = std::io::Error::other("disk full");
-        let quoted = crate::data::sample::DataError::Io {
-            path: "a.tar".into(),
-            source: inner,
-        };
-        assert_eq!(sentence(&anyhow::Error::from(quoted)), "a.tar: disk full");
-        let plain = anyhow::anyhow!("why").context("what");
-        assert_eq!(sentence(&plain), "what: why");
+    fn a_cause_is_said_once() {
+        let path = std::path::Path::new("no/such.toml");
+        let error = crate::recipe::Recipe::open(path, &[]).unwrap_err();
+        let text = sentence(&anyhow::Error::new(error).context("rank 1"));
+        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+        assert!(text.starts_with("rank 1: no/such.toml: "), "{text}");
     }
 }

@@ -98,6 +98,11 @@ pub fn open(
         _ if role == Role::Bert => Arc::new(Renamed::new(opened.source.into(), bert_names)),
         Naming::HuggingFace => opened.source.into(),
         Naming::Lavis => Arc::new(lavis::first_blocks(opened.source, vision_layers)),
+        // an encoder as transformers saves it alone (DINOv2); its last norm becomes the start of `ln_vision`
+        Naming::Other if role == Role::Vision => {
+            let inside = |name: &str| vec![format!("vision_model.{name}")];
+            Arc::new(Renamed::new(opened.source.into(), inside))
+        }
         Naming::Other => {
             let table = language.map(KeyTable::of);
             let alone = |name: &str| {
