@@ -13,5 +13,6 @@ pub mod initial;
 pub mod losses;
 pub mod optim;
 pub mod params;
+pub mod recipe;
 pub mod run;
 pub mod stage;

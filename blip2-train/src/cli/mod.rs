@@ -2,6 +2,7 @@
 //! input ends with exit code 2 and a sentence that names the thing and the remedy.
 
 mod data;
+mod train;
 
 use std::process::ExitCode;
 
@@ -16,11 +17,18 @@ pub struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
+  blip2-train train recipe.toml --dry-run
+  blip2-train train recipe.toml --out runs/first --set train.batch_size=16
+  blip2-train export runs/first --out model --dtype f16
   blip2-train data stats \"shards/{000..012}.tar\"
   blip2-train data inspect photos/ --out sheet.png";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train as a recipe says, or go on with a run
+    Train(train::TrainArgs),
+    /// Write a run's model as a complete Hugging Face folder
+    Export(train::ExportArgs),
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
 }
@@ -28,6 +36,8 @@ enum Command {
 /// Parses the arguments, runs the verb, and turns an error into a sentence.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Train(args) => train::train(&args),
+        Command::Export(args) => train::export(&args),
         Command::Data(args) => data::run(args),
     };
     match result {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::augment::Transform;
 use super::rng::KeyedRng;
-use super::sample::{Problem, Question, Sample};
+use super::sample::{ImageSource, Problem, Question, Sample};
 
 /// Which caption of a sample is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,8 @@ pub struct Preparation {
     pub on_white: bool,
     /// Obey EXIF orientation; LAVIS does not.
     pub orientation: bool,
+    /// Read no picture at all and hand out a black pixel: for training from stored features.
+    pub blind: bool,
 }
 
 impl Default for Preparation {
@@ -73,6 +75,7 @@ impl Default for Preparation {
             max_bytes: 64 << 20,
             on_white: false,
             orientation: false,
+            blind: false,
         }
     }
 }
@@ -121,23 +124,10 @@ impl Preparation {
         if self.needs == Needs::Question && question.is_none() {
             return Err(Problem::MissingQuestion);
         }
-        let options = DecodeOptions {
-            max_pixels: self.max_pixels,
-            apply_orientation: self.orientation,
-            alpha: if self.on_white {
-                Alpha::OnWhite
-            } else {
-                Alpha::Drop
-            },
-            allow_truncated: false,
+        let image = match self.blind {
+            true => RgbImage::new(1, 1),
+            false => self.picture(image, &mut rng("augment"))?,
         };
-        let decode_error = |e| Problem::Decode(Arc::new(e));
-        let bytes = image.read(self.max_bytes)?;
-        let decoded = decode_bytes(&bytes, "image", &options).map_err(decode_error)?;
-        let image = self
-            .transform
-            .apply(decoded, &mut rng("augment"))
-            .map_err(decode_error)?;
         let question = question.map(|q| Question {
             text: if self.clean {
                 blip_question(&q.text, self.max_words)
@@ -159,6 +149,24 @@ impl Preparation {
         })
     }
 
+    /// Decoded and transformed.
+    fn picture(&self, image: ImageSource, rng: &mut KeyedRng) -> Result<RgbImage, Problem> {
+        let options = DecodeOptions {
+            max_pixels: self.max_pixels,
+            apply_orientation: self.orientation,
+            alpha: if self.on_white {
+                Alpha::OnWhite
+            } else {
+                Alpha::Drop
+            },
+            allow_truncated: false,
+        };
+        let decode_error = |e| Problem::Decode(Arc::new(e));
+        let bytes = image.read(self.max_bytes)?;
+        let decoded = decode_bytes(&bytes, "image", &options).map_err(decode_error)?;
+        self.transform.apply(decoded, rng).map_err(decode_error)
+    }
+
     fn caption(&self, captions: &[String], rng: &mut KeyedRng) -> String {
         let index = match self.pick {
             CaptionPick::First => 0,
@@ -176,7 +184,6 @@ impl Preparation {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::ImageSource;
     use super::super::testing::png;
     use super::*;
 

@@ -34,7 +34,8 @@ impl Pictures {
         })))
     }
 
-    fn images(&self, examples: &[Example], keys: &[String]) -> Result<Images, SourceError> {
+    /// Of a batch.
+    pub fn images(&self, examples: &[Example], keys: &[String]) -> Result<Images, SourceError> {
         match self {
             Self::Store(store) => Ok(store.images(keys)?),
             Self::Pixels(processor) => {
@@ -132,6 +133,9 @@ pub enum LmTask {
 pub enum LmLayout {
     /// One sequence `</s> prompt text \n`, of which the prompt is not predicted (OPT).
     DecoderOnly,
+    /// One sequence `<s> prompt text </s>`, of which the prompt is not predicted (LLaMA, as InstructBLIP trains
+    /// Vicuna).
+    DecoderOnlyEos,
     /// Prompt into the encoder, text into the decoder, each ended by `</s>` (T5).
     EncoderDecoder,
 }
@@ -200,6 +204,9 @@ impl LmCollate {
 
     /// `</s> prompt text \n`: ids and how many of them are the prompt.
     fn decoder_only(&self, texts: &Texts) -> Result<(Vec<i64>, usize), ProcessorError> {
+        if self.layout == LmLayout::DecoderOnlyEos {
+            return self.ended_by_eos(texts);
+        }
         let whole = EncodeOptions::default();
         if texts.prompt.is_empty() {
             // LAVIS masks nothing then: the beginning of the text is predicted from the last query
@@ -213,6 +220,24 @@ impl LmCollate {
         let prompt = self.tokenizer.encode(&texts.prompt, &whole)?;
         let target = self.tokenizer.encode(&format!(" {}\n", texts.target), &plain)?;
         let length = prompt.len();
+        Ok((wide([prompt, target].concat()), length))
+    }
+
+    /// `<s> prompt text </s>`; the vocabulary puts the space between prompt and text itself.
+    fn ended_by_eos(&self, texts: &Texts) -> Result<(Vec<i64>, usize), ProcessorError> {
+        let end = self.tokenizer.special().eos;
+        let end = end.ok_or(ProcessorError::MissingSpecialToken { role: "eos" })?;
+        let plain = EncodeOptions {
+            add_special: false,
+            ..EncodeOptions::default()
+        };
+        let prompt = match texts.prompt.is_empty() {
+            true => self.tokenizer.special().bos.into_iter().collect(),
+            false => self.tokenizer.encode(&texts.prompt, &EncodeOptions::default())?,
+        };
+        let length = if texts.prompt.is_empty() { 0 } else { prompt.len() };
+        let mut target = self.tokenizer.encode(&texts.target, &plain)?;
+        target.push(end);
         Ok((wide([prompt, target].concat()), length))
     }
 
@@ -248,7 +273,7 @@ impl LmCollate {
             .collect();
         let cut = EncodeOptions::truncated(self.max_tokens);
         let (prompt, target, masked) = match self.layout {
-            LmLayout::DecoderOnly => {
+            LmLayout::DecoderOnly | LmLayout::DecoderOnlyEos => {
                 let mut rows = Vec::new();
                 let mut masked = Vec::new();
                 for texts in &texts {

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod progress;
 pub mod report;
 pub mod source;
+pub mod text_feed;
 pub mod tfevents;
 pub mod trainer;
 pub mod validation;

@@ -22,7 +22,7 @@ use crate::optim::{
     Accumulator, AdamW, GroupRule, LossScaler, average_over_processes, clip_to_norm, global_norm,
 };
 use crate::params::{self, Named, ParamInfo};
-use crate::stage::{Batch, Stage, StepContext, Trainable};
+use crate::stage::{Batch, Stage, StepContext, Trained};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,6 +90,21 @@ pub struct LmBatch {
     pub qformer_text: Option<TextBatch>,
 }
 
+/// Plain text of a language model's own training.
+#[derive(Clone, Debug)]
+pub struct PlainBatch {
+    /// One per row.
+    pub keys: Vec<String>,
+    /// Rows of at least two tokens, right-padded; the first token of a row is given, the others are predicted.
+    pub text: TextBatch,
+}
+
+impl Batch for PlainBatch {
+    fn keys(&self) -> &[String] {
+        &self.keys
+    }
+}
+
 impl Batch for PairBatch {
     fn keys(&self) -> &[String] {
         &self.keys

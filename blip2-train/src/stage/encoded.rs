@@ -18,7 +18,16 @@ use crate::distributed::Collective;
 use crate::params::{self, Named};
 
 /// A module all of whose parameters train.
-pub trait Trainable<B: AutodiffBackend>: Module<B> {
+pub trait Trained<B: AutodiffBackend>: Module<B> {
+    /// Name in files of a parameter of this module.
+    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
+
+    /// Last word on gradients before they leave the step.
+    fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
+}
+
+/// A trained module around a Q-Former.
+pub trait Trainable<B: AutodiffBackend>: Trained<B> {
     /// The frozen image encoder that stands beside the module; `()` where the encoder is inside.
     type Encoder;
 
@@ -38,12 +47,6 @@ pub trait Trainable<B: AutodiffBackend>: Module<B> {
     fn language_model<L: Module<B>>(&self, _frozen: &L) -> Option<L> {
         None
     }
-
-    /// Name in files of a parameter of this module.
-    fn file_name(&self, keys: &Keys, name: &str) -> Option<String>;
-
-    /// Last word on gradients before they leave the step.
-    fn adjust_gradients(&self, _gradients: &mut Named<B::InnerBackend>) {}
 }
 
 /// Pixels `[B, 3, H, W]` -> tokens `[B, N, C]` of a frozen encoder, in f32.
@@ -77,7 +80,9 @@ where
     ) -> Result<Encoded<B>, StageError> {
         Ok(Encoded::frozen(encoder, images, device))
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for Bridge<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         keys.name(&format!("bridge.{name}"))
     }
@@ -120,7 +125,9 @@ where
             graph: Some(graph),
         })
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for WithEncoder<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         match name.strip_prefix("encoder.") {
             Some(rest) => keys.name(&format!("vision.{rest}")),
@@ -221,7 +228,7 @@ impl<B: AutodiffBackend> Border<B> {
     }
 
     /// Backward pass of the sum of `losses`, then of the encoder if it trains.
-    pub fn finish<M: Trainable<B>>(
+    pub fn finish<M: Trained<B>>(
         self,
         module: &M,
         losses: LossParts<B>,
@@ -243,7 +250,7 @@ impl<B: AutodiffBackend> Border<B> {
         })
     }
 
-    fn encoder_backward<M: Trainable<B>>(
+    fn encoder_backward<M: Trained<B>>(
         self,
         module: &M,
         grads: &mut B::Gradients,

@@ -13,13 +13,15 @@ use crate::params::Named;
 pub mod batch;
 pub mod encoded;
 pub mod frozen;
+pub mod language;
 pub mod lora;
 pub mod stage1;
 pub mod stage2;
 
-pub use batch::{Batch, Images, LmBatch, PairBatch, TextBatch};
-pub use encoded::{Trainable, WithEncoder};
+pub use batch::{Batch, Images, LmBatch, PairBatch, PlainBatch, TextBatch};
+pub use encoded::{Trainable, Trained, WithEncoder};
 pub use frozen::Frozen;
+pub use language::LanguageModelling;
 pub use stage1::{Stage1, Stage1Config};
 pub use stage2::{Stage2, Stage2Config};
 
@@ -86,7 +88,7 @@ pub struct StepOutput<B: AutodiffBackend> {
 /// A stage of training.
 pub trait Stage<B: AutodiffBackend> {
     /// Exactly what trains.
-    type Module: Trainable<B>;
+    type Module: Trained<B>;
     /// Host-side batch.
     type Batch: Batch;
 

@@ -27,6 +27,7 @@ fn example(key: &str, caption: &str) -> Example {
 fn lm(layout: LmLayout, task: LmTask) -> LmCollate {
     let tokenizer = match layout {
         LmLayout::DecoderOnly => tokenizer("opt", TokenizerKind::Opt),
+        LmLayout::DecoderOnlyEos => tokenizer("opt", TokenizerKind::Opt),
         LmLayout::EncoderDecoder => tokenizer("t5", TokenizerKind::T5),
     };
     LmCollate {

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
 use super::{Adapters, Beside, LoraConfig, NoTargets};
 use crate::params::Named;
 use crate::stage::encoded::Encoded;
-use crate::stage::{Frozen, Images, StageError, Trainable};
+use crate::stage::{Frozen, Images, StageError, Trainable, Trained};
 
 /// Everything of a bridge but the Q-Former, whose place adapters take.
 #[derive(Module, Debug)]
@@ -92,7 +92,9 @@ where
     ) -> Result<Encoded<B>, StageError> {
         Ok(Encoded::frozen(encoder, images, device))
     }
+}
 
+impl<B: AutodiffBackend> Trained<B> for AdaptedBridge<B> {
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         match name.strip_prefix("lora.") {
             Some(name) => {
@@ -137,7 +139,13 @@ where
     fn language_model<L: Module<B>>(&self, frozen: &L) -> Option<L> {
         Some(self.lora.apply(frozen))
     }
+}
 
+impl<B, M> Trained<B> for WithLanguageAdapters<B, M>
+where
+    B: AutodiffBackend,
+    M: Trained<B> + ModuleDisplay,
+{
     fn file_name(&self, keys: &Keys, name: &str) -> Option<String> {
         if let Some(name) = name.strip_prefix("lora.") {
             let target = |path: &str| keys.name(&format!("language.{path}"));

@@ -8,6 +8,7 @@ use burn::tensor::TensorData;
 use burn::tensor::backend::BackendTypes;
 
 use super::*;
+use crate::stage::Trained;
 use crate::stage::testing::*;
 use crate::stage::{Frozen, Stage, Stage2, Stage2Config, Trainable};
 

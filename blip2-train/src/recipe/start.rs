@@ -1,0 +1,540 @@
+//! From recipe to run: loads the parts, wires stage, module and data together and hands them to the trainer.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use blip2_model::checkpoint::{DtypePolicy, PartDtype};
+use blip2_model::language::AnyLanguageModel;
+use blip2_model::nn::Kernels;
+use blip2_model::qformer::Bridge;
+use blip2_model::vision::{AnyEncoder, VisionConfig};
+use burn::module::Module;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use serde_json::Value;
+
+use super::drawn::Root;
+use super::feeds::{self, Place, Reader};
+use super::tokens::Tokenizers;
+use super::train::LoraTarget;
+use super::weights::{self, Assembly};
+use super::{Recipe, RecipeError, StageKind, export, features};
+use crate::distributed::Collective;
+use crate::optim::{GroupRule, LayerDecay};
+use crate::params;
+use crate::run::checkpoint::load_state;
+use crate::run::collate::Pictures;
+use crate::run::fingerprint::module_digest;
+use crate::run::flops::{StepSize, encoder_forward, stage1_step, stage2_step};
+use crate::run::guard::write_atomically;
+use crate::run::progress::Progress;
+use crate::run::{BatchSource, Interrupt, LossValidation, Outcome, RunParts, Trainer, report};
+use crate::stage::lora::{Adapters, WithLanguageAdapters, adapt_bridge};
+use crate::stage::{
+    Frozen, LanguageModelling, Stage, Stage1, Stage1Config, Stage2, Stage2Config, WithEncoder,
+};
+
+mod dry;
+
+pub use dry::Estimate;
+
+/// What surrounds a run.
+pub struct Environment<'a, B: Backend> {
+    /// Folder of the run.
+    pub folder: PathBuf,
+    /// The other processes.
+    pub collective: &'a dyn Collective<B>,
+    /// Request to stop.
+    pub interrupt: Interrupt,
+    /// Only say what would be done, after a few timed steps.
+    pub dry_run: bool,
+    /// Nothing on standard error.
+    pub quiet: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// All steps done; the model is in this folder.
+    Finished(PathBuf),
+    /// Asked to stop; everything up to this step is saved.
+    Interrupted(u64),
+    /// A dry run.
+    Estimated(Box<Estimate>),
+}
+
+/// A recipe with its parts opened.
+struct Run<'a, B: AutodiffBackend> {
+    recipe: &'a Recipe,
+    env: &'a Environment<'a, B::InnerBackend>,
+    assembly: Assembly,
+    tokenizers: Tokenizers,
+    place: Place,
+    device: B::Device,
+}
+
+/// What the trainer needs besides stage and module.
+struct Supply<S, T> {
+    source: S,
+    held_out: Vec<T>,
+    /// Micro-batches in an epoch of this process.
+    per_epoch: Option<u64>,
+    frozen: BTreeMap<String, String>,
+    /// Parameters of frozen parts by name, for the estimate.
+    sizes: Vec<(&'static str, usize, u64)>,
+}
+
+/// Runs a recipe.
+pub fn run<B>(
+    recipe: &Recipe,
+    env: &Environment<'_, B::InnerBackend>,
+    device: &B::Device,
+) -> Result<Ended, RecipeError>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    let assembly = Assembly::open::<B>(recipe)?;
+    let tokenizers = Tokenizers::open(recipe, &assembly.config)?;
+    let place = Place {
+        rank: env.collective.rank(),
+        world: env.collective.world_size(),
+    };
+    if !env.quiet && place.rank == 0 {
+        assembly.notes.iter().for_each(|note| eprintln!("{note}"));
+    }
+    let run = Run::<B> {
+        recipe,
+        env,
+        assembly,
+        tokenizers,
+        place,
+        device: device.clone(),
+    };
+    match recipe.stage {
+        StageKind::Stage1 => run.stage1(),
+        StageKind::Stage2 => run.stage2(),
+        StageKind::LanguageModel => run.language_model(),
+    }
+}
+
+impl<B> Run<'_, B>
+where
+    B: AutodiffBackend + Kernels,
+    B::InnerBackend: Kernels,
+{
+    fn stage1(&self) -> Result<Ended, RecipeError> {
+        let options = &self.recipe.stage1;
+        let special = self
+            .tokenizers
+            .qformer
+            .as_ref()
+            .map(|found| found.tokenizer.special());
+        let id = |id: Option<u32>, key| {
+            id.map(i64::from)
+                .ok_or_else(|| RecipeError::missing(key, "the Q-Former's tokenizer has no such token"))
+        };
+        let config = Stage1Config {
+            label_smoothing: options.label_smoothing,
+            itc_weight: options.itc_weight,
+            itm_weight: options.itm_weight,
+            itg_weight: options.itg_weight,
+            image_ids: options.image_ids,
+            dec_token: id(special.and_then(|s| s.dec), "[DEC]")?,
+            pad_token: id(special.and_then(|s| s.pad), "[PAD]")?,
+        };
+        let device = self.device.clone();
+        let bridge = self.bridge()?;
+        if self.recipe.train.train_vision {
+            let module = WithEncoder {
+                encoder: self.trained_encoder()?,
+                bridge,
+            };
+            let stage = Stage1::<B, WithEncoder<B>>::new((), config, device);
+            let supply = self.pairs(self.pixels(), None)?;
+            return self.finish(stage, module, supply);
+        }
+        let encoder = self.frozen_encoder()?;
+        let supply = self.pairs(self.pictures(&encoder)?, Some(&encoder))?;
+        match &self.recipe.train.lora {
+            Some(lora) => {
+                let module = adapt_bridge(bridge, &lora.config(), self.recipe.train.seed, &device)?;
+                self.finish(Stage1::new(encoder, config, device), module, supply)
+            }
+            None => self.finish(
+                Stage1::<B, Bridge<B>>::new(encoder, config, device),
+                bridge,
+                supply,
+            ),
+        }
+    }
+
+    fn stage2(&self) -> Result<Ended, RecipeError> {
+        let config = Stage2Config {
+            llm_dropout: self.recipe.stage2.llm_dropout,
+        };
+        let (device, seed) = (self.device.clone(), self.recipe.train.seed);
+        let bridge = self.bridge()?;
+        let llm = Frozen::new::<B>(self.language()?);
+        if self.recipe.train.train_vision {
+            let module = WithEncoder {
+                encoder: self.trained_encoder()?,
+                bridge,
+            };
+            let supply = self.texts(self.pixels(), None, &llm)?;
+            let stage = Stage2::<B, WithEncoder<B>, _>::new((), llm, config, device);
+            return self.finish(stage, module, supply);
+        }
+        let encoder = self.frozen_encoder()?;
+        let supply = self.texts(self.pictures(&encoder)?, Some(&encoder), &llm)?;
+        match &self.recipe.train.lora {
+            None => {
+                let stage = Stage2::<B, Bridge<B>, _>::new(encoder, llm, config, device);
+                self.finish(stage, bridge, supply)
+            }
+            Some(lora) if lora.target == LoraTarget::Qformer => {
+                let module = adapt_bridge(bridge, &lora.config(), seed, &device)?;
+                self.finish(Stage2::new(encoder, llm, config, device), module, supply)
+            }
+            Some(lora) => {
+                let module = WithLanguageAdapters {
+                    inner: bridge,
+                    lora: Adapters::new(&*llm, &lora.config(), seed, &device)?,
+                };
+                let stage =
+                    Stage2::<B, WithLanguageAdapters<B, Bridge<B>>, _>::new(encoder, llm, config, device);
+                self.finish(stage, module, supply)
+            }
+        }
+    }
+
+    fn language_model(&self) -> Result<Ended, RecipeError> {
+        let module = trainable::<B, _>(self.language_as(DtypePolicy::f32())?);
+        let (recipe, config) = (self.recipe, &self.assembly.config);
+        let open =
+            |sets: &[_], train| feeds::plain(recipe, sets, config, &self.tokenizers, self.place, train);
+        let source = open(&recipe.data.train, true)?;
+        let mut held_out = Vec::new();
+        if let Some(section) = &recipe.validation {
+            let mut feed = open(&section.data, false)?;
+            let count = feed.batches_per_epoch().min(section.batches as u64);
+            for _ in 0..count {
+                held_out.push(feed.next_batch().map_err(RecipeError::Batch)?);
+            }
+        }
+        let supply = Supply {
+            per_epoch: Some(source.batches_per_epoch()),
+            source,
+            held_out,
+            frozen: BTreeMap::new(),
+            sizes: Vec::new(),
+        };
+        self.finish(LanguageModelling::<B>::new(self.device.clone()), module, supply)
+    }
+
+    fn policy(&self) -> DtypePolicy {
+        DtypePolicy {
+            vision: self.recipe.model.vit_precision.into(),
+            qformer: PartDtype::F32,
+            llm: self.recipe.model.llm_precision.into(),
+            widen_f16_llm: false,
+        }
+    }
+
+    /// Everything BLIP-2 trains, with gradients.
+    fn bridge(&self) -> Result<Bridge<B>, RecipeError> {
+        let bridge = self.assembly.config.bridge().init::<B>(&self.device);
+        Ok(trainable::<B, _>(self.assembly.load(
+            bridge,
+            Root::Bridge,
+            DtypePolicy::f32(),
+        )?))
+    }
+
+    fn vision(&self) -> &VisionConfig {
+        &self.assembly.config.vision_config
+    }
+
+    fn frozen_encoder(&self) -> Result<AnyEncoder<B::InnerBackend>, RecipeError> {
+        let encoder = self.vision().init::<B::InnerBackend>(&self.device);
+        self.assembly.load(encoder, Root::Vision, self.policy())
+    }
+
+    fn trained_encoder(&self) -> Result<AnyEncoder<B>, RecipeError> {
+        let encoder = self.vision().init::<B>(&self.device);
+        Ok(trainable::<B, _>(self.assembly.load(
+            encoder,
+            Root::Vision,
+            DtypePolicy::f32(),
+        )?))
+    }
+
+    fn language(&self) -> Result<AnyLanguageModel<B>, RecipeError> {
+        self.language_as(self.policy())
+    }
+
+    fn language_as(&self, policy: DtypePolicy) -> Result<AnyLanguageModel<B>, RecipeError> {
+        let config = self.assembly.config.language();
+        let config = config.ok_or_else(|| RecipeError::missing("model.text_config", "no language model"))?;
+        self.assembly
+            .load(config.init::<B>(&self.device)?, Root::Language, policy)
+    }
+
+    fn pixels(&self) -> Pictures {
+        Pictures::normalised(self.vision().image_size() as u32)
+    }
+
+    /// Pixels, or the store the recipe asks for.
+    fn pictures(&self, encoder: &AnyEncoder<B::InnerBackend>) -> Result<Pictures, RecipeError> {
+        let Some(folder) = &self.recipe.train.features else {
+            return Ok(self.pixels());
+        };
+        // one process computes, the others wait for it and then find everything there
+        for rank in 0..self.place.world {
+            if rank == self.place.rank {
+                let store = features::store(self.recipe, folder, self.vision(), encoder, &self.device)?;
+                self.wait(self.place.world - rank)?;
+                return Ok(Pictures::Store(store));
+            }
+            self.wait(1)?;
+        }
+        Ok(self.pixels())
+    }
+
+    fn wait(&self, times: usize) -> Result<(), RecipeError> {
+        for _ in 0..times {
+            let sum = self.env.collective.sum(0.0, &self.device);
+            sum.map_err(crate::run::RunError::from)?;
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<Reader, RecipeError> {
+        let blind = self.recipe.train.features.is_some();
+        Reader::train(self.recipe, self.vision().image_size(), self.place, blind)
+    }
+
+    fn held_out<C: crate::run::feed::Collate>(&self, mut collate: C) -> Result<Vec<C::Batch>, RecipeError> {
+        let reader = Reader::validation(self.recipe, self.vision().image_size(), self.place)?;
+        let count = self
+            .recipe
+            .validation
+            .as_ref()
+            .map_or(0, |section| section.batches);
+        reader.map_or(Ok(Vec::new()), |reader| reader.batches(count, &mut collate))
+    }
+
+    fn pairs(
+        &self,
+        pictures: Pictures,
+        encoder: Option<&AnyEncoder<B::InnerBackend>>,
+    ) -> Result<
+        Supply<impl BatchSource<crate::stage::PairBatch> + use<B>, crate::stage::PairBatch>,
+        RecipeError,
+    > {
+        let reader = self.reader()?;
+        let collate = |pictures| feeds::pairs(self.recipe, &self.tokenizers, pictures);
+        let held_out = self.held_out(collate(self.pixels())?)?;
+        let per_epoch = reader.batches_per_epoch()?;
+        let source = reader.feed(collate(pictures)?);
+        Ok(self.supply(source, held_out, per_epoch, encoder, None))
+    }
+
+    fn texts(
+        &self,
+        pictures: Pictures,
+        encoder: Option<&AnyEncoder<B::InnerBackend>>,
+        llm: &AnyLanguageModel<B>,
+    ) -> Result<Supply<impl BatchSource<crate::stage::LmBatch> + use<B>, crate::stage::LmBatch>, RecipeError>
+    {
+        let reader = self.reader()?;
+        let config = &self.assembly.config;
+        let collate = |pictures| feeds::texts(self.recipe, config, &self.tokenizers, pictures);
+        let held_out = self.held_out(collate(self.pixels())?)?;
+        let per_epoch = reader.batches_per_epoch()?;
+        let source = reader.feed(collate(pictures)?);
+        Ok(self.supply(source, held_out, per_epoch, encoder, Some(llm)))
+    }
+
+    fn supply<S, T>(
+        &self,
+        source: S,
+        held_out: Vec<T>,
+        per_epoch: Option<u64>,
+        encoder: Option<&AnyEncoder<B::InnerBackend>>,
+        llm: Option<&AnyLanguageModel<B>>,
+    ) -> Supply<S, T> {
+        let (mut frozen, mut sizes) = (BTreeMap::new(), Vec::new());
+        if let Some(encoder) = encoder {
+            sizes.push(("image encoder", params::count(encoder), dry::bytes(encoder)));
+            frozen.insert(
+                "image encoder".to_string(),
+                encoder_digest(self.env.dry_run, encoder),
+            );
+        }
+        if let Some(llm) = llm {
+            sizes.push(("language model", params::count(llm), dry::bytes(llm)));
+            frozen.insert(
+                "language model".to_string(),
+                encoder_digest(self.env.dry_run, llm),
+            );
+        }
+        Supply {
+            source,
+            held_out,
+            per_epoch,
+            frozen,
+            sizes,
+        }
+    }
+
+    /// Floating-point operations of a step of this process.
+    fn flops(&self, sizes: &[(&'static str, usize, u64)]) -> f64 {
+        let (recipe, config) = (self.recipe, &self.assembly.config);
+        let size = StepSize {
+            batch: recipe.train.batch_size as usize * recipe.train.accumulate,
+            queries: config.num_query_tokens,
+            text: recipe.data.max_txt_len,
+        };
+        let encode = recipe.train.features.is_none();
+        let llm = sizes.iter().find(|(name, ..)| *name == "language model");
+        let llm = llm.map_or(0.0, |(_, count, _)| *count as f64);
+        let step = match recipe.stage {
+            StageKind::Stage1 => stage1_step(self.vision(), &config.qformer_config, size, encode),
+            StageKind::Stage2 => stage2_step(self.vision(), &config.qformer_config, llm, size, encode),
+            StageKind::LanguageModel => {
+                let parameters = weights::list::<B>(config, Root::Language).unwrap_or_default();
+                let parameters: usize = parameters.iter().map(params::ParamInfo::len).sum();
+                6.0 * parameters as f64 * (size.batch * size.text) as f64
+            }
+        };
+        match recipe.train.train_vision {
+            // forward is counted above; its backward pass costs twice that
+            true => step + 2.0 * size.batch as f64 * encoder_forward(self.vision()),
+            false => step,
+        }
+    }
+
+    fn groups(&self) -> GroupRule {
+        let rate = self.recipe.optimizer.lr_layer_decay;
+        let layers = (self.recipe.train.train_vision && rate != 1.0).then(|| LayerDecay {
+            rate,
+            layers: self.vision().num_hidden_layers(),
+            clip: matches!(self.vision(), VisionConfig::Clip(_)),
+        });
+        GroupRule { layers }
+    }
+
+    /// Trains, or measures a few steps.
+    fn finish<S, T>(
+        &self,
+        stage: S,
+        module: S::Module,
+        supply: Supply<T, S::Batch>,
+    ) -> Result<Ended, RecipeError>
+    where
+        S: Stage<B>,
+        T: BatchSource<S::Batch>,
+    {
+        let (recipe, env) = (self.recipe, self.env);
+        let steps_per_epoch = supply
+            .per_epoch
+            .map(|batches| batches / recipe.train.accumulate as u64);
+        let mut config = recipe.trainer(steps_per_epoch)?;
+        let flops = self.flops(&supply.sizes);
+        config.flops = recipe.train.peak_flops.map(|peak| (flops, peak));
+        let mut source = supply.source;
+        if env.dry_run {
+            let measured = dry::Measured {
+                config: &config,
+                groups: self.groups(),
+                steps_per_epoch,
+                flops,
+                sizes: supply.sizes,
+            };
+            return self.estimate(&stage, module, &mut source, measured);
+        }
+        let json = recipe_json(recipe)?;
+        std::fs::create_dir_all(&env.folder).map_err(RecipeError::io(&env.folder))?;
+        let steps = config.steps;
+        let parts = RunParts::<B> {
+            folder: env.folder.clone(),
+            groups: self.groups(),
+            keys: self.assembly.keys.clone(),
+            frozen: supply.frozen,
+            config: json.clone(),
+            config_json: Some(serde_json::to_string_pretty(&self.assembly.config)?),
+            collective: env.collective,
+            interrupt: env.interrupt.clone(),
+            progress: match env.quiet || self.place.rank > 0 {
+                true => Progress::hidden(),
+                false => Progress::new(steps, 0),
+            },
+        };
+        let mut trainer = Trainer::open(config, parts, stage, module, self.device.clone())?;
+        if self.place.rank == 0 {
+            save_recipe(&env.folder, &json)?;
+            if trainer.step() > 0 && !env.quiet {
+                eprintln!(
+                    "{}: continues after step {}",
+                    env.folder.display(),
+                    trainer.step()
+                );
+            }
+        }
+        let mut validation = LossValidation::new(supply.held_out, recipe.train.seed);
+        match trainer.run(&mut source, &mut validation)? {
+            Outcome::Interrupted { step } => Ok(Ended::Interrupted(step)),
+            Outcome::Finished => {
+                let out = env.folder.join("export");
+                if self.place.rank == 0 {
+                    drop(trainer);
+                    let found = super::origins::checkpoint_of(&env.folder)?;
+                    export::export::<B>(&load_state(&found.folder)?, &out, None)?;
+                    report::write(&env.folder)?;
+                }
+                Ok(Ended::Finished(out))
+            }
+        }
+    }
+}
+
+/// Weights as loaded ask for no gradient; these do.
+fn trainable<B: AutodiffBackend, M: Module<B>>(module: M) -> M {
+    params::update(module, |_, value| value)
+}
+
+/// A dry run compares nothing, and hashing takes a while.
+fn encoder_digest<B: Backend, M: Module<B>>(dry_run: bool, module: &M) -> String {
+    if dry_run {
+        String::new()
+    } else {
+        module_digest(module)
+    }
+}
+
+/// The recipe as checkpoints carry it: JSON without absent values, which TOML does not know.
+fn recipe_json(recipe: &Recipe) -> Result<Value, RecipeError> {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                map.retain(|_, value| !value.is_null());
+                map.values_mut().for_each(strip);
+            }
+            Value::Array(list) => list.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::to_value(recipe)?;
+    strip(&mut value);
+    Ok(value)
+}
+
+/// `recipe.toml` of a run: what was really run, `--set` included.
+fn save_recipe(folder: &std::path::Path, json: &Value) -> Result<(), RecipeError> {
+    let table = toml::Value::try_from(json).ok();
+    let text = table
+        .and_then(|table| toml::to_string_pretty(&table).ok())
+        .unwrap_or_default();
+    let path = folder.join("recipe.toml");
+    write_atomically(&path, text.as_bytes()).map_err(RecipeError::io(&path))
+}
