@@ -2,5 +2,6 @@
 
 mod generation;
 mod losses;
+mod nano;
 mod parity;
 mod support;

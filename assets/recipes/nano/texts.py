@@ -34,7 +34,7 @@ def cleaned(caption):
 
 def texts(folders):
     """Lines of text, in a fixed order."""
-    lines = []
+    lines, keywords = [], set()
     for package, section in (
         ("cldr-annotations-full", "annotations"),
         ("cldr-annotations-derived-full", "annotationsDerived"),
@@ -48,12 +48,11 @@ def texts(folders):
         lines += [
             name,
             f"Question: what is this? Answer: {name}",
-            f"Question: what does the picture show? Answer: {name}",
             f"Question: what kind of thing is {name}? Answer: {group}",
             f"{name} is {kind}",
         ]
-        lines += [cleaned(keyword) for keyword in concept["keywords"]]
-    lines = [line for line in lines if line]
+        keywords.update(cleaned(keyword) for keyword in concept["keywords"])
+    lines = [line for line in lines + sorted(keywords) if line]
     random.Random(0).shuffle(lines)
     return lines
 
