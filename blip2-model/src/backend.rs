@@ -146,56 +146,7 @@ pub trait SelectDevice: Kernels {
 }
 
 #[cfg(feature = "flex")]
-mod flex {
-    use burn::tensor::{Tensor, TensorData, bf16};
-
-    use super::*;
-    use crate::nn::kernels::{as_dtype, linear_by_matmul};
-    use crate::nn::{Activation, half_linear};
-
-    /// The pure Rust CPU backend.
-    pub type Flex = burn::backend::Flex;
-    impl Kernels for Flex {
-        fn compute_dtype(_stored: DType) -> DType {
-            DType::F32
-        }
-
-        fn has_exact_gelu_backward() -> bool {
-            true
-        }
-
-        fn linear_act(
-            x: Tensor<Self, 2>,
-            weight: Tensor<Self, 2>,
-            bias: Option<Tensor<Self, 1>>,
-            act: Activation,
-        ) -> Tensor<Self, 2> {
-            if weight.dtype() != DType::BF16 || x.dtype() != DType::F32 {
-                return linear_by_matmul(x, weight, bias, act);
-            }
-            let device = Default::default();
-            let ([rows, d_in], [d_out, _]) = (x.dims(), weight.dims());
-            let stored = weight.into_primitive().tensor().to_contiguous();
-            let stored: &[bf16] = stored.storage();
-            if rows > half_linear::MAX_ROWS {
-                let wide = TensorData::new(half_linear::widen(stored), [d_out, d_in]);
-                return linear_by_matmul(x, Tensor::from_data(wide, &device), bias, act);
-            }
-            let x = x.into_primitive().tensor().to_contiguous();
-            let y = half_linear::linear(x.storage(), stored, [rows, d_in, d_out]);
-            let y = Tensor::from_data(TensorData::new(y, [rows, d_out]), &device);
-            act.apply(match bias {
-                Some(bias) => y + as_dtype(bias, DType::F32).unsqueeze(),
-                None => y,
-            })
-        }
-    }
-    impl SelectDevice for Flex {
-        fn select_device(_index: usize) -> Self::Device {
-            Default::default()
-        }
-    }
-}
+mod flex;
 #[cfg(feature = "flex")]
 pub use flex::Flex;
 
@@ -292,19 +243,7 @@ mod wgpu {
 pub use wgpu::Wgpu;
 
 #[cfg(feature = "autodiff")]
-impl<B, C> Kernels for burn::backend::Autodiff<B, C>
-where
-    B: Kernels,
-    C: burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy,
-{
-    fn compute_dtype(stored: DType) -> DType {
-        B::compute_dtype(stored)
-    }
-
-    fn has_exact_gelu_backward() -> bool {
-        B::has_exact_gelu_backward()
-    }
-}
+mod autodiff;
 
 /// Calls a generic function with the backend type chosen at run time.
 ///

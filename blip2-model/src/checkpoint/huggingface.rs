@@ -7,10 +7,10 @@ use super::keys::Keys;
 use crate::config::Blip2Config;
 use crate::language::KeyTable;
 use crate::language::keys::KeyRow;
+use crate::vision::VisionConfig;
 
-/// Vision and Q-Former.
-const COMMON: &[KeyRow] = &[
-    ("query_tokens", "bridge.query_tokens"),
+/// EVA-CLIP, and CLIP in the same form (Hugging Face has no BLIP-2 with CLIP).
+const VISION: &[KeyRow] = &[
     (
         "vision_model.embeddings.class_embedding",
         "vision.embeddings.class_embedding",
@@ -23,7 +23,47 @@ const COMMON: &[KeyRow] = &[
     ("vision_model.pre_layernorm.*", "vision.pre_layernorm.*"), // CLIP; Hugging Face has no CLIP BLIP-2
     ("vision_model.encoder.layers.{i}.*", "vision.layers.{i}.*"),
     ("vision_model.post_layernorm.*", "bridge.ln_vision.*"), // trains with the Q-Former
-    ("embeddings.*", "bridge.qformer.embeddings.*"),         // text branch, retrieval classes only
+];
+
+/// `Dinov2Model` in the place of the vision model. Hugging Face has no such BLIP-2.
+const DINOV2: &[KeyRow] = &[
+    (
+        "vision_model.embeddings.cls_token",
+        "vision.embeddings.class_embedding",
+    ),
+    (
+        "vision_model.embeddings.position_embeddings",
+        "vision.embeddings.position_embedding",
+    ),
+    (
+        "vision_model.embeddings.patch_embeddings.projection.*",
+        "vision.embeddings.*",
+    ),
+    (
+        "vision_model.encoder.layer.{i}.layer_scale1.lambda1",
+        "vision.layers.{i}.layer_scale1",
+    ),
+    (
+        "vision_model.encoder.layer.{i}.layer_scale2.lambda1",
+        "vision.layers.{i}.layer_scale2",
+    ),
+    (
+        "vision_model.encoder.layer.{i}.attention.output.dense.*",
+        "vision.layers.{i}.attention.dense.*",
+    ),
+    // after the special row
+    (
+        "vision_model.encoder.layer.{i}.attention.attention.*",
+        "vision.layers.{i}.attention.*",
+    ),
+    ("vision_model.encoder.layer.{i}.*", "vision.layers.{i}.*"),
+    ("vision_model.layernorm.*", "bridge.ln_vision.*"),
+];
+
+/// Q-Former and projections.
+const BRIDGE: &[KeyRow] = &[
+    ("query_tokens", "bridge.query_tokens"),
+    ("embeddings.*", "bridge.qformer.embeddings.*"), // text branch, retrieval classes only
     ("qformer.layernorm.*", "bridge.qformer.layernorm.*"),
     (
         "qformer.encoder.layer.{i}.attention.output.dense.*",
@@ -91,10 +131,15 @@ const COMMON: &[KeyRow] = &[
 /// Buffers that old files carry.
 const IGNORED: &[&str] = &[
     "embeddings.position_ids",
+    "vision_model.embeddings.mask_token",
     "language_model.model.decoder.embed_positions.position_ids",
 ];
 
 /// The table for a checkpoint of this configuration.
 pub fn keys(config: &Blip2Config) -> Keys {
-    Keys::new(COMMON, config.language().map(KeyTable::of), IGNORED)
+    let vision = match config.vision_config {
+        VisionConfig::Eva(_) | VisionConfig::Clip(_) => VISION,
+        VisionConfig::Dinov2(_) => DINOV2,
+    };
+    Keys::new(vec![vision, BRIDGE], config.language().map(KeyTable::of), IGNORED)
 }

@@ -9,7 +9,7 @@ const LANGUAGE: (&str, &str) = ("language_model.", "language.");
 /// Names in files <-> paths in modules, for every tensor of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    common: &'static [KeyRow],
+    common: Vec<&'static [KeyRow]>,
     language: Option<KeyTable>,
     ignored: &'static [&'static str],
 }
@@ -17,7 +17,7 @@ pub struct Keys {
 impl Keys {
     /// `ignored` names may be in a file although nothing reads them.
     pub fn new(
-        common: &'static [KeyRow],
+        common: Vec<&'static [KeyRow]>,
         language: Option<KeyTable>,
         ignored: &'static [&'static str],
     ) -> Self {
@@ -33,9 +33,8 @@ impl Keys {
         if let (Some(language), Some(name)) = (&self.language, name.strip_prefix(LANGUAGE.0)) {
             return language.path(name).map(|path| format!("{}{path}", LANGUAGE.1));
         }
-        self.common
-            .iter()
-            .find_map(|(file, path)| substitute(file, name, path))
+        let mut rows = self.common.iter().copied().flatten();
+        rows.find_map(|(file, path)| substitute(file, name, path))
     }
 
     /// Module path -> file name.
@@ -43,9 +42,8 @@ impl Keys {
         if let (Some(language), Some(path)) = (&self.language, path.strip_prefix(LANGUAGE.1)) {
             return language.name(path).map(|name| format!("{}{name}", LANGUAGE.0));
         }
-        self.common
-            .iter()
-            .find_map(|(file, module)| substitute(module, path, file))
+        let mut rows = self.common.iter().copied().flatten();
+        rows.find_map(|(file, module)| substitute(module, path, file))
     }
 
     /// Whether a file may hold this name although no parameter is behind it: buffers and copies of tied tensors.

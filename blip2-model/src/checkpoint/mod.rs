@@ -2,11 +2,16 @@
 //! policy, loading with a complete report, export. File formats themselves are in [`crate::weights`].
 
 pub mod apply;
+pub mod companions;
+pub mod expected;
+pub mod export;
 pub mod huggingface;
 pub mod keys;
 pub mod lavis;
 pub mod policy;
 
 pub use apply::{LoadReport, Loader};
+pub use companions::Companions;
+pub use export::{ExportError, ExportOptions, export_folder};
 pub use keys::Keys;
 pub use policy::{DtypePolicy, Part, PartDtype};

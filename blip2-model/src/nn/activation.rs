@@ -1,6 +1,6 @@
 //! Activation functions by their Hugging Face names (`transformers/activations.py`).
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{Tensor, activation, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::Kernels;
@@ -33,13 +33,14 @@ impl Activation {
     pub fn apply<B: Kernels, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self {
             Self::Identity => x,
-            // burn's default backward of GELU is that of the tanh approximation, wrong by up to 1e-3
-            Self::Gelu if B::ad_enabled(&x.device()) && !B::has_exact_gelu_backward() => {
-                (x.clone() * std::f64::consts::FRAC_1_SQRT_2)
-                    .erf()
-                    .add_scalar(1.0)
-                    * (x * 0.5)
-            }
+            act => B::activate(x, act),
+        }
+    }
+
+    /// The plain form of [`Kernels::activate`].
+    pub fn by_tensor_ops<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
+        match self {
+            Self::Identity => x,
             Self::Gelu => activation::gelu(x),
             Self::GeluTanh => activation::gelu_approximate(x),
             Self::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),

@@ -58,14 +58,23 @@ impl Context {
     /// The backend is re-seeded before each draw because its generator is global: this is what makes
     /// a resumed run repeat the same masks on every backend.
     pub fn dropout<B: Backend, const D: usize>(&self, x: Tensor<B, D>, p: f64) -> Tensor<B, D> {
-        let Some(rng) = self.dropout.as_ref().filter(|_| p > 0.0) else {
-            return x;
-        };
-        let device = x.device();
-        B::seed(&device, rng.borrow_mut().next_u64());
+        match self.dropout_factors(x.dims(), p, &x.device()) {
+            Some(factors) => x * factors,
+            None => x,
+        }
+    }
+
+    /// What [`dropout`](Self::dropout) multiplies by: zero or `1 / (1 - p)`; `None` where it does nothing.
+    pub fn dropout_factors<B: Backend, const D: usize>(
+        &self,
+        dims: [usize; D],
+        p: f64,
+        device: &B::Device,
+    ) -> Option<Tensor<B, D>> {
+        let rng = self.dropout.as_ref().filter(|_| p > 0.0)?;
+        B::seed(device, rng.borrow_mut().next_u64());
         let keep = 1.0 - p;
-        let mask = Tensor::<B, D>::random(x.shape(), Distribution::Bernoulli(keep), &device);
-        x * (mask / keep)
+        Some(Tensor::<B, D>::random(dims, Distribution::Bernoulli(keep), device) / keep)
     }
 
     /// Runs `f` with `name` appended to the prefix of recorded names.

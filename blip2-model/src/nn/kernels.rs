@@ -4,7 +4,19 @@
 
 use burn::tensor::{DType, Tensor, activation, backend::Backend};
 
+use super::gradients::{self, NormGradients};
 use super::{Activation, Context};
+
+/// What attention scores go through on their way to the values.
+#[derive(Clone, Debug)]
+pub struct Scores<B: Backend> {
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Additive f32, broadcastable to `[B, H, T, S]`.
+    pub mask: Option<Tensor<B, 4>>,
+    /// Dropout: what the probabilities are multiplied by, `[B, H, T, S]`.
+    pub factors: Option<Tensor<B, 4>>,
+}
 
 /// Backend with the project's fused operations. See [`crate::backend`] for the implementations.
 pub trait Kernels: Backend {
@@ -14,9 +26,18 @@ pub trait Kernels: Backend {
         stored
     }
 
-    /// Whether the backend differentiates the exact GELU exactly; otherwise it is composed from `erf` when training.
-    fn has_exact_gelu_backward() -> bool {
-        false
+    /// A non-linearity; same shape and dtype out.
+    fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
+        act.by_tensor_ops(x)
+    }
+
+    /// Gradient of [`activate`](Self::activate) at `x`.
+    fn activate_backward<const D: usize>(
+        x: Tensor<Self, D>,
+        grad: Tensor<Self, D>,
+        act: Activation,
+    ) -> Tensor<Self, D> {
+        gradients::activation(x, grad, act)
     }
 
     /// `act(x W^T + b)` for `x [M, in]`, `weight [out, in]`, `bias [out]` -> `[M, out]`.
@@ -31,6 +52,17 @@ pub trait Kernels: Backend {
         linear_by_matmul(x, weight, bias, act)
     }
 
+    /// Gradient of `x W^T` with respect to `x`: `grad [M, out]`, `weight [out, in]` -> `[M, in]`, in the dtype of `grad`.
+    fn linear_input_grad(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let dtype = grad.dtype();
+        grad.matmul(as_dtype(weight, dtype))
+    }
+
+    /// Gradient of `x W^T` with respect to `W`: `grad [M, out]`, `x [M, in]` -> `[out, in]`.
+    fn linear_weight_grad(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        grad.transpose().matmul(x)
+    }
+
     /// Layer norm over the last axis in f32; output in the dtype of `x`.
     fn layer_norm_f32<const D: usize>(
         x: Tensor<Self, D>,
@@ -38,14 +70,18 @@ pub trait Kernels: Backend {
         bias: Tensor<Self, 1>,
         eps: f64,
     ) -> Tensor<Self, D> {
-        let dtype = x.dtype();
-        let x = as_dtype(x, DType::F32);
-        let mean = x.clone().mean_dim(D - 1);
-        let centred = x - mean;
-        let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
-        let y = centred / (var + eps).sqrt();
-        let y = y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
-        as_dtype(y, dtype)
+        layer_norm_by_tensor_ops(x, weight, bias, eps)
+    }
+
+    /// Gradients of [`layer_norm_f32`](Self::layer_norm_f32), each in the dtype of its argument
+    /// (the bias has that of the weight).
+    fn layer_norm_backward<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, D>,
+        eps: f64,
+    ) -> NormGradients<Self, D> {
+        gradients::layer_norm(x, weight, grad, eps)
     }
 
     /// RMS norm over the last axis in f32; output in the dtype of `x`.
@@ -54,11 +90,17 @@ pub trait Kernels: Backend {
         weight: Tensor<Self, 1>,
         eps: f64,
     ) -> Tensor<Self, D> {
-        let dtype = x.dtype();
-        let x = as_dtype(x, DType::F32);
-        let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-        let y = x / (mean_square + eps).sqrt();
-        as_dtype(y * as_dtype(weight, DType::F32).unsqueeze(), dtype)
+        rms_norm_by_tensor_ops(x, weight, eps)
+    }
+
+    /// Gradients of [`rms_norm_f32`](Self::rms_norm_f32): of `x` and of the weight.
+    fn rms_norm_backward<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, D>,
+        eps: f64,
+    ) -> (Tensor<Self, D>, Tensor<Self, 1>) {
+        gradients::rms_norm(x, weight, grad, eps)
     }
 
     /// `softmax(scale * q k^T + mask) v` for `q [B, H, T, d]`, `k, v [B, H, S, d]` -> `[B, H, T, d]`.
@@ -74,21 +116,97 @@ pub trait Kernels: Backend {
         ctx: &Context,
         dropout: f64,
     ) -> Tensor<Self, 4> {
-        let dtype = q.dtype();
-        let scores = as_dtype((q * scale).matmul(k.swap_dims(2, 3)), DType::F32);
-        let scores = match mask {
-            Some(mask) => scores + mask,
-            None => scores,
-        };
-        let probabilities = ctx.dropout(activation::softmax(scores, 3), dropout);
-        as_dtype(probabilities, dtype).matmul(v)
+        let ([batch, heads, queries, _], keys) = (q.dims(), k.dims()[2]);
+        let factors = ctx.dropout_factors([batch, heads, queries, keys], dropout, &q.device());
+        Self::attend_scores(q, k, v, Scores { scale, mask, factors })
+    }
+
+    /// The body of [`attend`](Self::attend), with dropout already drawn.
+    fn attend_scores(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        scores: Scores<Self>,
+    ) -> Tensor<Self, 4> {
+        attend_by_tensor_ops(q, k, v, scores)
+    }
+
+    /// Gradients of [`attend_scores`](Self::attend_scores) with respect to queries, keys and values.
+    fn attend_backward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        scores: Scores<Self>,
+        grad: Tensor<Self, 4>,
+    ) -> [Tensor<Self, 4>; 3] {
+        gradients::attend(q, k, v, scores, grad)
     }
 
     /// Writes `new [B, H, T, d]` into `cache [B, H, capacity, d]` at position `at`.
     fn cache_write(cache: Tensor<Self, 4>, new: Tensor<Self, 4>, at: usize) -> Tensor<Self, 4> {
-        let [batch, heads, len, width] = new.dims();
-        cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
+        cache_write_by_tensor_ops(cache, new, at)
     }
+}
+
+/// The plain form of [`Kernels::layer_norm_f32`].
+pub fn layer_norm_by_tensor_ops<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    let x = as_dtype(x, DType::F32);
+    let mean = x.clone().mean_dim(D - 1);
+    let centred = x - mean;
+    let var = (centred.clone() * centred.clone()).mean_dim(D - 1);
+    let y = centred / (var + eps).sqrt();
+    let y = y * as_dtype(weight, DType::F32).unsqueeze() + as_dtype(bias, DType::F32).unsqueeze();
+    as_dtype(y, dtype)
+}
+
+/// The plain form of [`Kernels::rms_norm_f32`].
+pub fn rms_norm_by_tensor_ops<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    let x = as_dtype(x, DType::F32);
+    let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
+    let y = x / (mean_square + eps).sqrt();
+    as_dtype(y * as_dtype(weight, DType::F32).unsqueeze(), dtype)
+}
+
+/// The plain form of [`Kernels::attend_scores`].
+pub fn attend_by_tensor_ops<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scores: Scores<B>,
+) -> Tensor<B, 4> {
+    let dtype = q.dtype();
+    let products = as_dtype((q * scores.scale).matmul(k.swap_dims(2, 3)), DType::F32);
+    let products = match scores.mask {
+        Some(mask) => products + mask,
+        None => products,
+    };
+    let probabilities = activation::softmax(products, 3);
+    let probabilities = match scores.factors {
+        Some(factors) => probabilities * factors,
+        None => probabilities,
+    };
+    as_dtype(probabilities, dtype).matmul(v)
+}
+
+/// The plain form of [`Kernels::cache_write`].
+pub fn cache_write_by_tensor_ops<B: Backend>(
+    cache: Tensor<B, 4>,
+    new: Tensor<B, 4>,
+    at: usize,
+) -> Tensor<B, 4> {
+    let [batch, heads, len, width] = new.dims();
+    cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
 }
 
 /// The plain form of [`Kernels::linear_act`].

@@ -7,7 +7,7 @@ pub mod activation;
 pub mod attention;
 pub mod context;
 pub mod embedding;
-pub mod half_linear;
+pub mod gradients;
 pub mod kernels;
 pub mod kv_cache;
 pub mod linear;

@@ -240,14 +240,8 @@ impl<B: Kernels> Session<B> {
         Ok(self.language_tokenizer()?.decode(&ids, true)?.trim().to_string())
     }
 
-    /// Candidate answers to one question, best first, by exact log-likelihood.
-    pub fn rank(&self, image: &RgbImage, prompt: &str, candidates: &[String]) -> Result<Vec<RankedAnswer>> {
-        let ctx = Context::eval();
-        let features = self.encode(std::slice::from_ref(image), &ctx)?;
-        let soft = self.model.soft_tokens(&features, &ctx)?;
-        let prompt = self
-            .model
-            .prompt(soft, &self.tokenize_prompts(&[prompt.to_string()])?)?;
+    /// Candidate answers -> ids to be scored behind a prompt; T5's end with its end token.
+    pub fn tokenize_candidates(&self, candidates: &[String]) -> Result<Vec<Vec<i64>>> {
         let tokenizer = self.language_tokenizer()?;
         let decoder_only = self.architecture()? == Architecture::DecoderOnly;
         let options = EncodeOptions {
@@ -270,6 +264,18 @@ impl<B: Kernels> Session<B> {
                     .collect::<Vec<_>>(),
             );
         }
+        Ok(ids)
+    }
+
+    /// Candidate answers to one question, best first, by exact log-likelihood.
+    pub fn rank(&self, image: &RgbImage, prompt: &str, candidates: &[String]) -> Result<Vec<RankedAnswer>> {
+        let ctx = Context::eval();
+        let features = self.encode(std::slice::from_ref(image), &ctx)?;
+        let soft = self.model.soft_tokens(&features, &ctx)?;
+        let prompt = self
+            .model
+            .prompt(soft, &self.tokenize_prompts(&[prompt.to_string()])?)?;
+        let ids = self.tokenize_candidates(candidates)?;
         let scores = rank(
             self.model.language()?,
             prompt,

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::nn::{Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads, split_heads};
+use crate::nn::{Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads};
 
 /// What a block needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -85,16 +85,21 @@ impl BlockConfig {
     }
 }
 
-impl<B: Kernels> Block<B> {
+/// One block of an encoder.
+pub trait Layer<B: Backend> {
     /// `[B, N, D] -> [B, N, D]`
-    pub fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
+    fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3>;
+}
+
+impl<B: Kernels> Layer<B> for Block<B> {
+    fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
         let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), ctx);
         x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
     }
 }
 
 /// All blocks of an encoder: `[B, N, D] -> [B, N, D]`, every intermediate recorded.
-pub fn run<B: Kernels>(layers: &[Block<B>], mut x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
+pub fn run<B: Kernels>(layers: &[impl Layer<B>], mut x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
     ctx.record("embeddings", &x);
     for (i, block) in layers.iter().enumerate() {
         x = block.forward(x, ctx);
@@ -106,10 +111,12 @@ pub fn run<B: Kernels>(layers: &[Block<B>], mut x: Tensor<B, 3>, ctx: &Context) 
 impl<B: Kernels> FusedAttention<B> {
     /// `[B, N, D] -> [B, N, D]`, no mask.
     pub fn forward(&self, x: Tensor<B, 3>, ctx: &Context) -> Tensor<B, 3> {
-        let width = x.dims()[2];
-        let qkv = self.qkv.forward(x); // [B, N, 3 D]
-        let part = |i: usize| split_heads(qkv.clone().narrow(2, i * width, width), self.heads);
-        let scale = ((width / self.heads) as f64).powf(-0.5);
+        let [batch, len, width] = x.dims();
+        let each = width / self.heads;
+        let qkv = self.qkv.forward(x).reshape([batch, len, 3 * self.heads, each]); // [B, N, 3 H, d]
+        // narrowing heads keeps the three parts views; narrowing the joint width would copy them
+        let part = |i: usize| qkv.clone().narrow(2, i * self.heads, self.heads).swap_dims(1, 2);
+        let scale = (each as f64).powf(-0.5);
         let context = B::attend(part(0), part(1), part(2), None, scale, ctx, 0.0);
         self.projection.forward(merge_heads(context))
     }

@@ -12,11 +12,13 @@ use crate::nn::{Context, Kernels};
 
 pub mod block;
 pub mod clip_vit;
+pub mod dinov2;
 pub mod eva_vit;
 pub mod patch;
 pub mod position;
 
 pub use clip_vit::{ClipVit, ClipVitConfig};
+pub use dinov2::{Dinov2, Dinov2Config};
 pub use eva_vit::{EvaVit, EvaVitConfig};
 
 /// A (usually frozen) image encoder.
@@ -44,6 +46,9 @@ pub enum VisionConfig {
     /// CLIP ViT-L/14 as LAVIS uses it.
     #[serde(rename = "clip_vision_model")]
     Clip(ClipVitConfig),
+    /// DINOv2, to stand for the stronger encoders that the paper's design is open to.
+    #[serde(rename = "dinov2")]
+    Dinov2(Dinov2Config),
 }
 
 impl VisionConfig {
@@ -52,6 +57,7 @@ impl VisionConfig {
         match self {
             Self::Eva(c) => c.hidden_size,
             Self::Clip(c) => c.hidden_size,
+            Self::Dinov2(c) => c.hidden_size,
         }
     }
 
@@ -60,6 +66,7 @@ impl VisionConfig {
         match self {
             Self::Eva(c) => c.image_size,
             Self::Clip(c) => c.image_size,
+            Self::Dinov2(c) => c.image_size,
         }
     }
 
@@ -68,6 +75,16 @@ impl VisionConfig {
         match self {
             Self::Eva(c) => c.patch_size,
             Self::Clip(c) => c.patch_size,
+            Self::Dinov2(c) => c.patch_size,
+        }
+    }
+
+    /// Hidden width of the MLP.
+    pub fn intermediate_size(&self) -> usize {
+        match self {
+            Self::Eva(c) => c.intermediate_size,
+            Self::Clip(c) => c.intermediate_size,
+            Self::Dinov2(c) => c.mlp_ratio * c.hidden_size,
         }
     }
 
@@ -76,6 +93,7 @@ impl VisionConfig {
         match self {
             Self::Eva(c) => c.num_hidden_layers,
             Self::Clip(c) => c.num_hidden_layers,
+            Self::Dinov2(c) => c.num_hidden_layers,
         }
     }
 
@@ -86,6 +104,7 @@ impl VisionConfig {
         match self {
             Self::Eva(c) => c.post_layer_norm_eps.unwrap_or(c.layer_norm_eps),
             Self::Clip(c) => c.post_layer_norm_eps.unwrap_or(c.layer_norm_eps),
+            Self::Dinov2(c) => c.post_layer_norm_eps.unwrap_or(c.layer_norm_eps),
         }
     }
 
@@ -94,6 +113,7 @@ impl VisionConfig {
         match &mut self {
             Self::Eva(c) => c.image_size = image_size,
             Self::Clip(c) => c.image_size = image_size,
+            Self::Dinov2(c) => c.image_size = image_size,
         }
         self
     }
@@ -103,6 +123,10 @@ impl VisionConfig {
         let (hidden, heads) = match self {
             Self::Eva(c) => (c.hidden_size, c.num_attention_heads),
             Self::Clip(c) => (c.hidden_size, c.num_attention_heads),
+            Self::Dinov2(c) => {
+                c.validate()?;
+                (c.hidden_size, c.num_attention_heads)
+            }
         };
         if heads == 0 || !hidden.is_multiple_of(heads) {
             return Err(ConfigError::Unsupported {
@@ -126,6 +150,7 @@ impl VisionConfig {
         match self {
             Self::Eva(c) => AnyEncoder::Eva(c.init(device)),
             Self::Clip(c) => AnyEncoder::Clip(c.init(device)),
+            Self::Dinov2(c) => AnyEncoder::Dinov2(c.init(device)),
         }
     }
 }
@@ -137,6 +162,8 @@ pub enum AnyEncoder<B: Backend> {
     Eva(EvaVit<B>),
     /// CLIP ViT.
     Clip(ClipVit<B>),
+    /// DINOv2.
+    Dinov2(Dinov2<B>),
 }
 
 impl<B: Kernels> ImageEncoder<B> for AnyEncoder<B> {
@@ -144,6 +171,7 @@ impl<B: Kernels> ImageEncoder<B> for AnyEncoder<B> {
         match self {
             Self::Eva(m) => m.width(),
             Self::Clip(m) => m.width(),
+            Self::Dinov2(m) => m.width(),
         }
     }
 
@@ -151,6 +179,7 @@ impl<B: Kernels> ImageEncoder<B> for AnyEncoder<B> {
         match self {
             Self::Eva(m) => m.compute_dtype(),
             Self::Clip(m) => m.compute_dtype(),
+            Self::Dinov2(m) => m.compute_dtype(),
         }
     }
 
@@ -158,6 +187,7 @@ impl<B: Kernels> ImageEncoder<B> for AnyEncoder<B> {
         match self {
             Self::Eva(m) => m.forward(pixels, ctx),
             Self::Clip(m) => m.forward(pixels, ctx),
+            Self::Dinov2(m) => m.forward(pixels, ctx),
         }
     }
 }

@@ -14,7 +14,7 @@ pub mod safetensors;
 mod shard_plan;
 pub mod sharded;
 pub mod source;
-mod staging;
+pub(crate) mod staging;
 pub mod tensor;
 pub mod torch;
 pub mod torch_writer;

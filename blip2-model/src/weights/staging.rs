@@ -10,7 +10,7 @@ use super::error::{Result, WeightsError};
 
 /// A file being written under a temporary name in the folder of its destination. Dropped without
 /// [`commit`](Self::commit), it is removed.
-pub(super) struct StagedFile {
+pub(crate) struct StagedFile {
     dest: PathBuf,
     file: BufWriter<NamedTempFile>,
     failed: bool,
@@ -92,7 +92,7 @@ impl Seek for StagedFile {
 }
 
 /// A complete file that still has its temporary name.
-pub(super) struct FinishedFile {
+pub(crate) struct FinishedFile {
     dest: PathBuf,
     file: NamedTempFile,
 }

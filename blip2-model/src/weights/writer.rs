@@ -88,6 +88,11 @@ pub fn write_folder(
     finished.into_iter().map(|file| file.commit()).collect()
 }
 
+/// Safetensors weights that a folder holds already, one of them.
+pub(crate) fn first_existing(folder: &Path) -> Result<Option<PathBuf>> {
+    Ok(existing_weights(folder)?.into_iter().next())
+}
+
 /// Writes one safetensors file, replacing what is there.
 pub fn write_file(path: impl AsRef<Path>, infos: &[TensorInfo], fetch: &mut Fetch<'_>) -> Result<PathBuf> {
     let path = path.as_ref();

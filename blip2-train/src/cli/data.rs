@@ -2,222 +2,28 @@
 //!
 //! Results go to standard output, as text or with `--json`; progress goes to standard error, on a terminal only.
 
-use std::io::Write;
-use std::path::PathBuf;
+mod args;
+mod text;
+
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use serde_json::json;
 
+use self::args::{BenchArgs, ConvertArgs, InspectArgs, StatsArgs, ToArg, VerifyArgs};
+pub use self::args::{DataArgs, DataCommand};
+use self::text::{stats_text, verification_text};
+use super::print;
 use crate::data::augment::Transform;
 use crate::data::convert::{Target, convert};
-use crate::data::facts::Histogram;
 use crate::data::inspect::{SheetOptions, inspect};
 use crate::data::loader::{ErrorPolicy, Loader, LoaderConfig, LoaderStart};
-use crate::data::mixture::{MixtureConfig, Source};
+use crate::data::mixture::MixtureConfig;
 use crate::data::output::write_file;
 use crate::data::prepare::{Needs, Preparation};
 use crate::data::sample::Skipped;
-use crate::data::source::SourceConfig;
-use crate::data::stats::{Stats, stats};
-use crate::data::verify::{Duplicates, Verification, VerifyOptions, verify};
-
-/// Look at, check, convert and measure data sets.
-#[derive(Debug, Args)]
-pub struct DataArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: DataCommand,
-}
-
-/// Verbs of `data`.
-#[derive(Debug, Subcommand)]
-#[non_exhaustive]
-pub enum DataCommand {
-    /// Draw samples with their captions into one PNG.
-    Inspect(InspectArgs),
-    /// Decode everything; list samples that training would skip, and duplicates.
-    Verify(VerifyArgs),
-    /// Write the data set as tar shards, as a folder, or as an annotation file.
-    Convert(ConvertArgs),
-    /// Count samples, captions, picture sizes and formats.
-    Stats(StatsArgs),
-    /// Measure how many images per second the training loader delivers.
-    Bench(BenchArgs),
-}
-
-/// Which data set, and how to read it.
-#[derive(Debug, Args)]
-pub struct SourceArgs {
-    /// Tar shards (`s-{000..012}.tar`, `*.tar`, `-`), an annotation file, or a folder.
-    pub path: String,
-    /// Folder of the pictures an annotation file names [default: the file's folder].
-    #[arg(long)]
-    pub images: Option<PathBuf>,
-    /// Format of the annotation file, such as coco_caption, karpathy or gqa [default: by field names].
-    #[arg(long)]
-    pub format: Option<String>,
-    /// Split of a Karpathy file: train, val or test.
-    #[arg(long)]
-    pub split: Option<String>,
-    /// Annotations that belong to an official VQA questions file.
-    #[arg(long)]
-    pub answers: Option<PathBuf>,
-    /// One sample per picture, with all its captions.
-    #[arg(long)]
-    pub group: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-impl SourceArgs {
-    fn open(&self) -> anyhow::Result<Source> {
-        let config = SourceConfig {
-            images: self.images.clone(),
-            format: self.format.clone(),
-            split: self.split.clone(),
-            answers: self.answers.clone(),
-            pairs: Some(!self.group),
-            ..SourceConfig::new(self.path.clone())
-        };
-        Ok(config.open()?)
-    }
-}
-
-/// What a sample must have.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum NeedsArg {
-    /// A caption.
-    Caption,
-    /// A question.
-    Question,
-    /// Just the picture.
-    Image,
-}
-
-impl From<NeedsArg> for Needs {
-    fn from(needs: NeedsArg) -> Self {
-        match needs {
-            NeedsArg::Caption => Self::Caption,
-            NeedsArg::Question => Self::Question,
-            NeedsArg::Image => Self::Image,
-        }
-    }
-}
-
-/// Arguments of `data inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// The data set.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// PNG to write.
-    #[arg(short, long, default_value = "contact-sheet.png")]
-    pub out: PathBuf,
-    /// Samples to show.
-    #[arg(short = 'n', long, default_value_t = 40)]
-    pub count: usize,
-    /// Pictures side by side.
-    #[arg(long, default_value_t = 8)]
-    pub columns: u32,
-    /// Largest side of a picture on the sheet, pixels.
-    #[arg(long, default_value_t = 160)]
-    pub side: u32,
-    /// Take samples in shuffled order of this seed instead of the first ones.
-    #[arg(long)]
-    pub shuffle: Option<u64>,
-}
-
-/// Arguments of `data verify`.
-#[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// The data set.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// What a good sample has.
-    #[arg(long, value_enum, default_value = "caption")]
-    pub needs: NeedsArg,
-    /// Bad samples and duplicates to list of each sort.
-    #[arg(long, default_value_t = 20)]
-    pub list: usize,
-    /// Larger pictures count as bad, pixels.
-    #[arg(long, default_value_t = Preparation::default().max_pixels)]
-    pub max_pixels: u64,
-    /// Threads; 0 is one per processor.
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-}
-
-/// Arguments of `data stats`.
-#[derive(Debug, Args)]
-pub struct StatsArgs {
-    /// The data set.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// What a good sample has.
-    #[arg(long, value_enum, default_value = "caption")]
-    pub needs: NeedsArg,
-    /// Threads; 0 is one per processor.
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-}
-
-/// Formats that `data convert` writes.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ToArg {
-    /// WebDataset shards.
-    Tar,
-    /// images/ and captions.jsonl.
-    Folder,
-    /// annotations.json in LAVIS' form and images/.
-    Json,
-}
-
-/// Arguments of `data convert`.
-#[derive(Debug, Args)]
-pub struct ConvertArgs {
-    /// The data set.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// What to write.
-    #[arg(long, value_enum)]
-    pub to: ToArg,
-    /// Folder to write to.
-    #[arg(short, long)]
-    pub out: PathBuf,
-    /// Start of the shard names.
-    #[arg(long, default_value = "shard")]
-    pub prefix: String,
-    /// Samples in a shard.
-    #[arg(long, default_value_t = 1000)]
-    pub per_shard: u32,
-}
-
-/// Arguments of `data bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// The data set.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// Image processor.
-    #[arg(long, default_value = "blip2_image_train")]
-    pub processor: String,
-    /// Side of the prepared pictures, pixels.
-    #[arg(long, default_value_t = 224)]
-    pub size: u32,
-    /// Samples in a batch.
-    #[arg(long, default_value_t = 64)]
-    pub batch_size: u32,
-    /// Decode threads; 0 is one per processor.
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-    /// Stop after so many seconds; without it after one epoch.
-    #[arg(long)]
-    pub seconds: Option<f64>,
-}
+use crate::data::stats::stats;
+use crate::data::verify::{VerifyOptions, verify};
 
 /// Runs one verb.
 ///
@@ -230,28 +36,17 @@ pub fn run(args: DataArgs) -> anyhow::Result<()> {
         DataCommand::Convert(args) => run_convert(args),
         DataCommand::Stats(args) => run_stats(args),
         DataCommand::Bench(args) => run_bench(args),
-    }
-}
-
-fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    let text = if json {
-        serde_json::to_string_pretty(value)?
-    } else {
-        text().trim_end().to_owned()
-    };
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // `| head` has seen enough
-        other => Ok(other?),
+        DataCommand::Capfilt(args) => super::capfilt::run(&args),
     }
 }
 
 /// A counter on standard error; silent unless that is a terminal.
-fn counter() -> ProgressBar {
+pub(super) fn counter() -> ProgressBar {
     let style = ProgressStyle::with_template("{pos} samples, {per_sec}, {elapsed}");
     ProgressBar::no_length().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
-fn warn(skipped: &Skipped, bar: &ProgressBar) {
+pub(super) fn warn(skipped: &Skipped, bar: &ProgressBar) {
     bar.suspend(|| eprintln!("skipped {skipped}"));
 }
 
@@ -310,44 +105,6 @@ fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verification_text(found: &Verification) -> String {
-    let mut text = format!("{} samples, {} good\n", found.seen, found.good);
-    for (kind, count) in &found.kinds {
-        text += &format!("  {kind}: {count}\n");
-    }
-    for bad in &found.bad {
-        text += &format!("  {} `{}`: {}\n", bad.name.shard, bad.name.key, bad.reason);
-    }
-    let mut duplicates = |what: &str, d: &Duplicates| {
-        text += &format!(
-            "{what}: {} groups, {} beyond the first of each\n",
-            d.groups, d.extra
-        );
-        for (one, other) in &d.examples {
-            text += &format!(
-                "  {} `{}` = {} `{}`\n",
-                one.shard, one.key, other.shard, other.key
-            );
-        }
-    };
-    duplicates("same picture and caption", &found.same_pair);
-    duplicates(
-        "same picture",
-        &Duplicates {
-            examples: Vec::new(),
-            ..found.same_image.clone()
-        },
-    );
-    duplicates(
-        "same caption",
-        &Duplicates {
-            examples: Vec::new(),
-            ..found.same_caption.clone()
-        },
-    );
-    text
-}
-
 fn run_convert(args: ConvertArgs) -> anyhow::Result<()> {
     let folder = args.out.clone();
     let target = match args.to {
@@ -386,59 +143,6 @@ fn run_stats(args: StatsArgs) -> anyhow::Result<()> {
     })?;
     bar.finish_and_clear();
     print(args.source.json, &found, || stats_text(&found))
-}
-
-fn stats_text(found: &Stats) -> String {
-    let range = |h: &Histogram| {
-        format!(
-            "{} to {}, mean {:.1}, median {}",
-            h.min,
-            h.max,
-            h.mean(),
-            h.quantile(0.5)
-        )
-    };
-    let mut text = format!(
-        "{} samples in {} files, {:.1} MB of pictures\n",
-        found.samples,
-        found.shards.len(),
-        found.image_bytes as f64 / 1e6
-    );
-    found
-        .bad
-        .iter()
-        .for_each(|(kind, n)| text += &format!("  not usable, {kind}: {n}\n"));
-    found
-        .formats
-        .iter()
-        .for_each(|(format, n)| text += &format!("  {format}: {n}\n"));
-    text += &format!(
-        "width   {}\nheight  {}\n",
-        range(&found.width),
-        range(&found.height)
-    );
-    text += &format!("captions per sample  {}\n", range(&found.captions_per_sample));
-    if found.questions > 0 {
-        let answers = range(&found.answers_per_question);
-        text += &format!("questions  {}; distinct answers  {answers}\n", found.questions);
-    }
-    text += &format!(
-        "words per caption  {}; {} distinct captions\n",
-        range(&found.caption_words),
-        found.distinct_captions
-    );
-    let most = found.caption_words.classes.values().max().copied().unwrap_or(1);
-    for (words, n) in &found.caption_words.classes {
-        text += &format!(
-            "{words:>4} words  {n:>9}  {}\n",
-            "#".repeat((n * 50).div_ceil(most) as usize)
-        );
-    }
-    found
-        .top_captions
-        .iter()
-        .for_each(|(caption, n)| text += &format!("{n:>6} x  {caption}\n"));
-    text
 }
 
 fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
@@ -486,42 +190,4 @@ fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::data::testing::picture_shards;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        data: DataArgs,
-    }
-
-    fn call(args: &[&str]) -> anyhow::Result<()> {
-        run(Cli::try_parse_from([&["data"], args].concat())?.data)
-    }
-
-    #[test]
-    fn every_verb_runs() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
-        let (dir, _) = picture_shards(&[6, 5], 0);
-        let shards = format!("{}/{{0..1}}.tar", dir.path().display());
-        let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-        call(&["stats", &shards, "--json"]).unwrap();
-        call(&["bench", &shards, "--size", "32", "--seconds", "0.01"]).unwrap();
-        call(&["inspect", &shards, "-n", "4", "-o", &at("sheet.png")]).unwrap();
-        assert!(image::open(at("sheet.png")).unwrap().width() > 4 * 160);
-        call(&["convert", &shards, "--to", "folder", "-o", &at("out")]).unwrap();
-        assert_eq!(
-            call(&["verify", &at("out")]).unwrap_err().to_string(),
-            "1 of 11 samples cannot be used"
-        );
-        assert!(call(&["stats", &at("none.json")]).is_err());
-        assert!(
-            call(&["stats", &shards, "--format", "nonsense"]).is_ok(),
-            "formats concern annotation files only"
-        );
-    }
-}
+mod tests;

@@ -1,12 +1,19 @@
 //! Command line: one file per verb. Results go to stdout (with `--json` as JSON), everything else to stderr. Bad
 //! input ends with exit code 2 and a sentence that names the thing and the remedy.
 
+mod capfilt;
 mod data;
+mod eval;
+mod generation;
+mod model;
+mod source;
 mod train;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 /// Train and evaluate BLIP-2, and look after its data.
 #[derive(Debug, Parser)]
@@ -21,7 +28,8 @@ const EXAMPLES: &str = "Examples:
   blip2-train train recipe.toml --out runs/first --set train.batch_size=16
   blip2-train export runs/first --out model --dtype f16
   blip2-train data stats \"shards/{000..012}.tar\"
-  blip2-train data inspect photos/ --out sheet.png";
+  blip2-train data inspect photos/ --out sheet.png
+  blip2-train eval caption test.tar --model DIR --out runs/caption";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -31,6 +39,21 @@ enum Command {
     Export(train::ExportArgs),
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
+    /// Measure a model: published metrics from a model folder and a data set
+    Eval(eval::EvalArgs),
+}
+
+/// A result on standard output, as JSON or as text.
+fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = if json {
+        serde_json::to_string_pretty(value)?
+    } else {
+        text().trim_end().to_owned()
+    };
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()), // `| head` has seen enough
+        other => Ok(other?),
+    }
 }
 
 /// Parses the arguments, runs the verb, and turns an error into a sentence.
@@ -39,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::train(&args),
         Command::Export(args) => train::export(&args),
         Command::Data(args) => data::run(args),
+        Command::Eval(args) => eval::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -104,6 +104,16 @@ pub fn in_order<T: Send + 'static>(
     threads: usize,
     work: Work<T>,
 ) -> Result<Pipeline<T>, DataError> {
+    in_order_without(source, threads, Vec::new(), work)
+}
+
+/// As [`in_order`], without the samples whose numbers are in `passed_over` (ascending).
+pub fn in_order_without<T: Send + 'static>(
+    source: &Source,
+    threads: usize,
+    passed_over: Vec<u64>,
+    work: Work<T>,
+) -> Result<Pipeline<T>, DataError> {
     let order = Order {
         shuffle: false,
         ..Order::default()
@@ -119,7 +129,7 @@ pub fn in_order<T: Send + 'static>(
     };
     Ok(Pipeline::new(
         mixture,
-        Vec::new(),
+        passed_over,
         Capacity {
             threads,
             in_flight: 64 + 2 * threads,

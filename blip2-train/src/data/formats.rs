@@ -214,6 +214,8 @@ impl Format {
                 .get("correct_choice_idx")
                 .and_then(Value::as_u64)
                 .map(|i| i as usize),
+            answer_type: row.get("answer_type").and_then(text_of),
+            question_type: row.get("question_type").and_then(text_of),
         })
     }
 

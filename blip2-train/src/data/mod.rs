@@ -11,6 +11,8 @@ pub mod loader;
 pub mod mixture;
 mod official;
 pub mod output;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod pattern;
 pub mod pil;
 pub mod pipeline;

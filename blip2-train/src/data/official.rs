@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::annotations::Entry;
-use super::sample::{Problem, Question, weigh_answers};
+use super::sample::{Answer, Problem, Question, weigh_answers};
 
 type Entries = Result<Vec<Result<Entry, Problem>>, serde_json::Error>;
 
@@ -128,6 +128,10 @@ struct VqaAnnotations {
 struct VqaAnnotation {
     question_id: u64,
     answers: Vec<VqaAnswer>,
+    #[serde(default)]
+    answer_type: Option<String>,
+    #[serde(default)]
+    question_type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -135,18 +139,18 @@ struct VqaAnswer {
     answer: String,
 }
 
+fn answers_of(note: &VqaAnnotation) -> Vec<Answer> {
+    let texts: Vec<&String> = note.answers.iter().map(|a| &a.answer).collect();
+    weigh_answers(&texts)
+}
+
 /// `v2_OpenEnded_mscoco_*_questions.json` with `v2_mscoco_*_annotations.json`; OK-VQA has the same layout.
 pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
     let file: VqaQuestions = serde_json::from_slice(questions)?;
-    let mut answers: HashMap<u64, Vec<String>> = HashMap::new();
+    let mut answers: HashMap<u64, VqaAnnotation> = HashMap::new();
     if let Some(bytes) = annotations {
         let notes: VqaAnnotations = serde_json::from_slice(bytes)?;
-        answers.extend(
-            notes
-                .annotations
-                .into_iter()
-                .map(|n| (n.question_id, n.answers.into_iter().map(|a| a.answer).collect())),
-        );
+        answers.extend(notes.annotations.into_iter().map(|n| (n.question_id, n)));
     }
     // test-dev is a part of the test2015 pictures
     let folder = if file.data_subtype == "test-dev2015" {
@@ -158,16 +162,16 @@ pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
         .questions
         .into_iter()
         .map(|q| {
+            let note = answers.get(&q.question_id);
             Ok(Entry {
                 image: format!("{folder}/COCO_{folder}_{:012}.jpg", q.image_id),
                 captions: Vec::new(),
                 question: Some(Box::new(Question {
                     text: q.question,
                     id: Some(q.question_id.to_string()),
-                    answers: answers
-                        .get(&q.question_id)
-                        .map(|a| weigh_answers(a))
-                        .unwrap_or_default(),
+                    answers: note.map(answers_of).unwrap_or_default(),
+                    answer_type: note.and_then(|n| n.answer_type.clone()),
+                    question_type: note.and_then(|n| n.question_type.clone()),
                     ..Question::default()
                 })),
                 image_id: Some(q.image_id.to_string()),

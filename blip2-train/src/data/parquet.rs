@@ -95,13 +95,28 @@ impl ParquetShard {
         fields: &ParquetFields,
         row: u64,
     ) -> Result<Self, DataError> {
-        let failed = |source| DataError::Parquet { path: path.to_owned(), source };
+        let failed = |source| DataError::Parquet {
+            path: path.to_owned(),
+            source,
+        };
         let file = guarded(|| SerializedFileReader::new(reader)).map_err(failed)?;
         let names = |file: &dyn FileReader| -> Vec<String> {
-            file.metadata().file_metadata().schema_descr().columns().iter().map(|c| c.path().string()).collect()
+            file.metadata()
+                .file_metadata()
+                .schema_descr()
+                .columns()
+                .iter()
+                .map(|c| c.path().string())
+                .collect()
         };
-        let lists =
-            [&fields.image, &fields.caption, &fields.question, &fields.answers, &fields.question_id, &fields.image_id];
+        let lists = [
+            &fields.image,
+            &fields.caption,
+            &fields.question,
+            &fields.answers,
+            &fields.question_id,
+            &fields.image_id,
+        ];
         let leaves = lists.map(|list| list.iter().find_map(|name| leaf(&file, name)));
         if leaves[0].is_none() {
             return Err(DataError::MissingColumn {
@@ -144,20 +159,34 @@ impl ParquetShard {
         if self.ready[0].is_empty() {
             let problem = self.failed.take()?;
             (self.group, self.left) = (usize::MAX, 0);
-            return Some(Err(Skipped { shard: self.shard.clone(), key, problem }));
+            return Some(Err(Skipped {
+                shard: self.shard.clone(),
+                key,
+                problem,
+            }));
         }
         self.row += 1;
-        let values = self.ready.each_mut().map(|rows| rows.pop_front().unwrap_or_default());
+        let values = self
+            .ready
+            .each_mut()
+            .map(|rows| rows.pop_front().unwrap_or_default());
         if !wanted {
             return Some(Ok(None));
         }
         let sample = self.sample(key.clone(), values);
-        Some(sample.map(Some).map_err(|problem| Skipped { shard: self.shard.clone(), key, problem }))
+        Some(sample.map(Some).map_err(|problem| Skipped {
+            shard: self.shard.clone(),
+            key,
+            problem,
+        }))
     }
 
     fn stop(&mut self, source: &ParquetError) {
         self.ready = Default::default();
-        self.failed = Some(Problem::BadRecord { member: "page".into(), reason: source.to_string() });
+        self.failed = Some(Problem::BadRecord {
+            member: "page".into(),
+            reason: source.to_string(),
+        });
     }
 
     fn sample(&self, key: String, values: [Vec<Vec<u8>>; 6]) -> Result<Sample, Problem> {
@@ -168,13 +197,26 @@ impl ParquetShard {
         let texts = |name: &str, list: Vec<Vec<u8>>| -> Result<Vec<String>, Problem> {
             list.into_iter().map(|bytes| text(name, bytes)).collect()
         };
-        let one = |name: &str, list: Vec<Vec<u8>>| list.into_iter().next().map(|bytes| text(name, bytes)).transpose();
-        let image = image.into_iter().next().filter(|b| !b.is_empty()).ok_or(Problem::MissingImage)?;
+        let one = |name: &str, list: Vec<Vec<u8>>| {
+            list.into_iter().next().map(|bytes| text(name, bytes)).transpose()
+        };
+        let image = image
+            .into_iter()
+            .next()
+            .filter(|b| !b.is_empty())
+            .ok_or(Problem::MissingImage)?;
         let (bytes, limit) = (image.len() as u64, self.fields.image_bytes);
         if bytes > limit {
-            return Err(Problem::TooLarge { member: "image".into(), bytes, limit });
+            return Err(Problem::TooLarge {
+                member: "image".into(),
+                bytes,
+                limit,
+            });
         }
-        let captions = texts("caption", caption)?.into_iter().filter(|c| !c.trim().is_empty()).collect();
+        let captions = texts("caption", caption)?
+            .into_iter()
+            .filter(|c| !c.trim().is_empty())
+            .collect();
         let answers = texts("answers", answers)?;
         let question_id = one("question_id", question_id)?;
         let question = one("question", question)?.map(|text| Question {
@@ -237,10 +279,15 @@ impl ParquetShard {
         }
         let rows = self.left.min(ROWS as u64) as usize;
         for ((column, leaf), ready) in self.columns.iter_mut().zip(&self.leaves).zip(&mut self.ready) {
-            let (Some(column), Some(leaf)) = (column, leaf) else { continue };
+            let (Some(column), Some(leaf)) = (column, leaf) else {
+                continue;
+            };
             *ready = read(column, leaf, rows)?;
             if ready.len() != rows {
-                return Err(ParquetError::General(format!("a column has {} rows where {rows} are due", ready.len())));
+                return Err(ParquetError::General(format!(
+                    "a column has {} rows where {rows} are due",
+                    ready.len()
+                )));
             }
         }
         self.left -= rows as u64;
@@ -301,7 +348,8 @@ fn records<T: DataType>(
     bytes: impl Fn(&T::T) -> Vec<u8>,
 ) -> Result<Rows, ParquetError> {
     let (mut definitions, mut repetitions, mut values) = (Vec::new(), Vec::new(), Vec::new());
-    let (_, _, levels) = reader.read_records(rows, Some(&mut definitions), Some(&mut repetitions), &mut values)?;
+    let (_, _, levels) =
+        reader.read_records(rows, Some(&mut definitions), Some(&mut repetitions), &mut values)?;
     let mut values = values.iter();
     let mut out = Rows::with_capacity(rows);
     for i in 0..levels {
@@ -317,79 +365,4 @@ fn records<T: DataType>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-    use proptest::prelude::*;
-
-    const PAIRS: &[u8] = include_bytes!("../../../tests/fixtures/parquet/pairs.parquet");
-    const VQA: &[u8] = include_bytes!("../../../tests/fixtures/parquet/vqa.parquet");
-
-    fn open(bytes: &[u8], row: u64) -> Result<ParquetShard, DataError> {
-        ParquetShard::from_reader(Bytes::copy_from_slice(bytes), Path::new("x.parquet"), &ParquetFields::default(), row)
-    }
-
-    fn all(mut shard: ParquetShard) -> Vec<Result<Option<Sample>, &'static str>> {
-        std::iter::from_fn(|| shard.next_sample(true)).map(|r| r.map_err(|s| s.problem.kind())).collect()
-    }
-
-    #[test]
-    fn hugging_face_image_columns_and_caption_lists() {
-        let rows = all(open(PAIRS, 0).unwrap());
-        assert_eq!(rows.len(), 100);
-        for (i, row) in rows.iter().enumerate() {
-            match (i, row) {
-                (13, Err(kind)) => assert_eq!(*kind, "missing_image"),
-                (i, Ok(Some(s))) => {
-                    let captions: Vec<String> = (0..i % 4).map(|k| format!("caption {k} of {i}")).collect();
-                    assert_eq!((&s.captions, s.key.as_str()), (&captions, i.to_string().as_str()));
-                    let body: Vec<u8> = (0..50).map(|k| (i * 7 + k) as u8).collect();
-                    assert_eq!(s.image, ImageSource::Bytes(body));
-                    assert_eq!(s.image_id.as_deref(), Some((1000 + i).to_string().as_str()));
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        for start in [0, 1, 31, 32, 33, 40, 99, 100, 1000] {
-            let rest = all(open(PAIRS, start).unwrap());
-            assert_eq!(rest, rows[(start as usize).min(100)..], "from row {start}");
-        }
-    }
-
-    #[test]
-    fn vqa_columns() {
-        let rows = all(open(VQA, 0).unwrap());
-        let q = rows[0].as_ref().unwrap().as_ref().unwrap().question.clone().unwrap();
-        assert_eq!((q.text.as_str(), q.id.as_deref()), ("what is 0?", Some("500")));
-        assert_eq!((q.answers[0].text.as_str(), q.answers[0].count, q.answers.len()), ("yes", 2, 2));
-    }
-
-    #[test]
-    fn a_file_without_pictures_names_its_columns() {
-        let fields = ParquetFields { image: vec!["photo".into()], ..ParquetFields::default() };
-        let shard = ParquetShard::from_reader(Bytes::from_static(PAIRS), Path::new("x"), &fields, 0);
-        match shard.err() {
-            Some(DataError::MissingColumn { column, found, .. }) => {
-                assert_eq!(column, "photo");
-                assert!(found.contains(&"image.bytes".to_owned()), "{found:?}");
-            }
-            other => panic!("{other:?}"),
-        }
-        assert!(matches!(open(b"PAR1 no", 0), Err(DataError::Parquet { .. })));
-    }
-
-    proptest! {
-        #[test]
-        fn damaged_files_never_panic(flips in prop::collection::vec((any::<u16>(), any::<u8>()), 1..12), cut in any::<bool>()) {
-            let mut bytes = PAIRS.to_vec();
-            let len = bytes.len();
-            flips.iter().for_each(|(at, v)| bytes[usize::from(*at) % len] = *v);
-            if cut {
-                bytes.drain(..usize::from(flips[0].0) % len);
-            }
-            if let Ok(shard) = open(&bytes, 0) {
-                prop_assert!(all(shard).len() <= 1_000_000);
-            }
-        }
-    }
-}
+mod tests;

@@ -99,7 +99,7 @@ pub enum EvalError {
 
 impl EvalError {
     /// For `map_err`: an I/O error with its path.
-    pub(super) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+    pub(crate) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::File {
             path: path.to_path_buf(),
             source,
@@ -107,7 +107,7 @@ impl EvalError {
     }
 
     /// For `map_err`: a JSON error with its path.
-    pub(super) fn json(path: &std::path::Path) -> impl FnOnce(serde_json::Error) -> Self + '_ {
+    pub(crate) fn json(path: &std::path::Path) -> impl FnOnce(serde_json::Error) -> Self + '_ {
         move |source| Self::Json {
             path: path.to_path_buf(),
             source,

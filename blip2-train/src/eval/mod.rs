@@ -2,7 +2,7 @@
 //!
 //! Captions: [`CaptionScores::compute`] gives BLEU-1..4, ROUGE-L, CIDEr-D and CIDEr, equal to pycocoevalcap 1.2 to 1e-6;
 //! METEOR and SPICE through [`export`]. VQA: [`vqa`]. Retrieval: [`retrieval`]. Files: [`results`], [`page`]; published
-//! figures: [`expected`].
+//! figures: [`expected`]. From a model and a data set to all of that: [`run`].
 
 pub mod bleu;
 pub mod cider;
@@ -15,6 +15,7 @@ pub mod ptb;
 pub mod results;
 pub mod retrieval;
 pub mod rouge;
+pub mod run;
 pub mod vqa;
 
 use rayon::prelude::*;

@@ -96,6 +96,7 @@ fn facts(out: &mut String, report: &Report) {
     out.push_str("<h2>Run</h2>\n<dl>\n");
     let rows = [
         ("items", report.items.to_string()),
+        ("skipped", report.skipped.to_string()),
         ("processes", report.processes.to_string()),
         ("wall time", format!("{:.1} s", report.wall_seconds)),
         ("version", report.version.clone()),
@@ -197,6 +198,8 @@ mod tests {
             items: 5000,
             processes: 2,
             wall_seconds: 12.34,
+            skipped: 0,
+            config: serde_json::Value::Null,
             scores: vec![
                 score("CIDEr", 140.0, Some(146.1)),
                 score("CIDEr-plain", 120.0, None),

@@ -137,8 +137,55 @@ pub fn merge<P: Prediction>(parts: impl IntoIterator<Item = Vec<P>>) -> (Vec<P>,
 }
 
 /// File of one process: `predictions.3.jsonl`.
-pub fn journal_path(folder: &Path, rank: usize) -> PathBuf {
-    folder.join(format!("predictions.{rank}.jsonl"))
+pub fn journal_path(folder: &Path, name: &str, rank: usize) -> PathBuf {
+    folder.join(format!("{name}.{rank}.jsonl"))
+}
+
+/// What the journals of all processes hold, in the order of their ranks. Only reads: a last line that is being written
+/// is left alone.
+///
+/// # Errors
+/// [`EvalError::File`]; [`EvalError::Json`] for a damaged line before the last.
+pub fn read_journals<P: Prediction>(folder: &Path, name: &str) -> Result<Vec<Vec<P>>, EvalError> {
+    let mut ranks = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(EvalError::file(folder))? {
+        let file = entry.map_err(EvalError::file(folder))?.file_name();
+        let rank = file.to_str().and_then(|file| {
+            let middle = file
+                .strip_prefix(name)?
+                .strip_prefix('.')?
+                .strip_suffix(".jsonl")?;
+            middle.parse::<usize>().ok()
+        });
+        ranks.extend(rank);
+    }
+    ranks.sort_unstable();
+    let read = |rank| {
+        let path = journal_path(folder, name, rank);
+        let file = File::open(&path).map_err(EvalError::file(&path))?;
+        Ok(whole_lines(&file, &path)?.0)
+    };
+    ranks.into_iter().map(read).collect()
+}
+
+/// The predictions in the lines that are complete, and how many bytes these are.
+fn whole_lines<P: Prediction>(file: &File, path: &Path) -> Result<(Vec<P>, u64), EvalError> {
+    let (mut predictions, mut whole) = (Vec::new(), 0);
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    while reader
+        .read_until(b'\n', &mut line)
+        .map_err(EvalError::file(path))?
+        > 0
+    {
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        predictions.push(serde_json::from_slice(&line).map_err(EvalError::json(path))?);
+        whole += line.len() as u64;
+        line.clear();
+    }
+    Ok((predictions, whole))
 }
 
 /// Predictions of one process, one JSON line each, appended as they are made, so that a stopped run can go on.
@@ -163,18 +210,7 @@ impl Journal {
             .truncate(false)
             .open(path)
             .map_err(fault())?;
-        let mut predictions: Vec<P> = Vec::new();
-        let mut whole = 0;
-        let mut reader = BufReader::new(&file);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).map_err(fault())? > 0 {
-            if line.last() != Some(&b'\n') {
-                break;
-            }
-            predictions.push(serde_json::from_slice(&line).map_err(EvalError::json(path))?);
-            whole += line.len() as u64;
-            line.clear();
-        }
+        let (predictions, whole) = whole_lines::<P>(&file, path)?;
         file.set_len(whole).map_err(fault())?;
         file.seek(SeekFrom::Start(whole)).map_err(fault())?;
         let done = predictions.iter().map(|p| p.id().clone()).collect();
@@ -240,16 +276,22 @@ pub struct Report {
     pub version: String,
     /// SHA-256 of the configuration as it was in force.
     pub config_sha256: String,
-    /// SHA-256 of the model's weights.
+    /// SHA-256 over the model's weights and settings.
     pub model_sha256: String,
-    /// SHA-256 of the annotation file.
+    /// SHA-256 over the files of the data set.
     pub data_sha256: String,
     /// Items scored.
     pub items: usize,
     /// Processes that took part.
     pub processes: usize,
-    /// Seconds from the first batch to the last score.
+    /// Seconds of work of the slowest process, over all its starts, without loading the model.
     pub wall_seconds: f64,
+    /// Pictures and questions left out because they cannot be read.
+    #[serde(default)]
+    pub skipped: usize,
+    /// The configuration in force.
+    #[serde(default)]
+    pub config: serde_json::Value,
     /// The figures.
     pub scores: Vec<Score>,
 }
@@ -273,6 +315,30 @@ pub fn sha256_file(path: &Path) -> Result<String, EvalError> {
             n => hash.update(&piece[..n]),
         }
     }
+}
+
+/// SHA-256 over several files: of the lines `hash name`, in the order given. One file gives its own hash.
+///
+/// # Errors
+/// [`EvalError::File`].
+pub fn sha256_files(files: &[PathBuf]) -> Result<String, EvalError> {
+    use rayon::prelude::*;
+    if let [file] = files {
+        return sha256_file(file);
+    }
+    let line = |file: &PathBuf| {
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Ok(format!("{} {name}\n", sha256_file(file)?))
+    };
+    let lines = files
+        .par_iter()
+        .map(line)
+        .collect::<Result<Vec<_>, EvalError>>()?;
+    Ok(sha256(lines.concat().as_bytes()))
 }
 
 fn hexadecimal(digest: &[u8]) -> String {
@@ -331,7 +397,7 @@ mod tests {
     #[test]
     fn a_journal_goes_on_after_a_torn_line() {
         let folder = tempfile::tempdir().unwrap();
-        let path = journal_path(folder.path(), 3);
+        let path = journal_path(folder.path(), "predictions", 3);
         let (mut journal, before) = Journal::open::<Caption>(&path).unwrap();
         assert!(before.is_empty());
         journal.append(&[caption(1, "a"), caption(2, "b")]).unwrap();

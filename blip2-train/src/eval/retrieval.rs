@@ -2,7 +2,10 @@
 //!
 //! As LAVIS evaluates BLIP-2: similarities are cosines (maximum over the queries, no temperature); of every row the best
 //! `k` (128) get `ITM logit + similarity`, all others -100. An image counts as found at the best rank of its captions
-//! (TR, image to text); a caption has one image (IR, text to image).
+//! (TR, image to text), a caption at that of its image (IR, text to image). In LAVIS a caption has one image, although
+//! COCO has a few pictures with the same caption; [`CaptionMap::shared`] lets such captions match all their pictures.
+
+use std::collections::HashMap;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -19,7 +22,7 @@ pub const RECALL_AT: [usize; 3] = [1, 5, 10];
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptionMap {
     captions_of: Vec<Vec<usize>>,
-    image_of: Vec<usize>,
+    images_of: Vec<Vec<usize>>,
 }
 
 impl CaptionMap {
@@ -62,8 +65,49 @@ impl CaptionMap {
         }
         Ok(Self {
             captions_of,
-            image_of,
+            images_of: image_of.into_iter().map(|image| vec![image]).collect(),
         })
+    }
+
+    /// The map in which captions that are the same text belong to each other's images as well. `texts` are all captions.
+    pub fn shared(self, texts: &[String]) -> Self {
+        let mut same: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (caption, text) in texts.iter().enumerate() {
+            same.entry(text).or_default().push(caption);
+        }
+        let mut images_of = self.images_of.clone();
+        let mut captions_of = vec![Vec::new(); self.captions_of.len()];
+        for captions in same.values() {
+            let mut images: Vec<usize> = captions
+                .iter()
+                .flat_map(|&c| self.images_of[c].iter().copied())
+                .collect();
+            images.sort_unstable();
+            images.dedup();
+            images
+                .iter()
+                .for_each(|&image| captions_of[image].extend_from_slice(captions));
+            captions
+                .iter()
+                .for_each(|&caption| images_of[caption].clone_from(&images));
+        }
+        captions_of
+            .iter_mut()
+            .for_each(|captions: &mut Vec<usize>| captions.sort_unstable());
+        Self {
+            captions_of,
+            images_of,
+        }
+    }
+
+    /// Captions of an image.
+    pub fn captions_of(&self, image: usize) -> &[usize] {
+        &self.captions_of[image]
+    }
+
+    /// Images of a caption.
+    pub fn images_of(&self, caption: usize) -> &[usize] {
+        &self.images_of[caption]
     }
 
     /// Number of images.
@@ -73,7 +117,7 @@ impl CaptionMap {
 
     /// Number of captions.
     pub fn captions(&self) -> usize {
-        self.image_of.len()
+        self.images_of.len()
     }
 }
 
@@ -116,6 +160,17 @@ impl ScoreTable {
     /// One row.
     pub fn row(&self, row: usize) -> &[f32] {
         &self.scores[row * self.columns..][..self.columns]
+    }
+
+    /// An error if a score is not a number.
+    pub fn check_numbers(&self) -> Result<(), EvalError> {
+        match self.scores.iter().position(|s| s.is_nan()) {
+            Some(at) => Err(EvalError::NotANumber {
+                row: at / self.columns,
+                column: at % self.columns,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Rows and columns exchanged.
@@ -247,7 +302,7 @@ pub fn score(
         .collect();
     let image: Vec<usize> = (0..map.captions())
         .into_par_iter()
-        .map(|caption| rank_of_best(text_to_image.row(caption), &map.image_of[caption..=caption]))
+        .map(|caption| rank_of_best(text_to_image.row(caption), &map.images_of[caption]))
         .collect();
     Ok(RetrievalScores::from_ranks(&text, &image))
 }
@@ -262,13 +317,7 @@ fn check(what: &'static str, table: &ScoreTable, rows: usize, columns: usize) ->
             expected_columns: columns,
         });
     }
-    match table.scores.iter().position(|s| s.is_nan()) {
-        Some(at) => Err(EvalError::NotANumber {
-            row: at / columns,
-            column: at % columns,
-        }),
-        None => Ok(()),
-    }
+    table.check_numbers()
 }
 
 #[cfg(test)]

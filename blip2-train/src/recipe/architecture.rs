@@ -21,11 +21,24 @@ const LN_VISION_EPS: f64 = 1e-5;
 /// A folder or file for a place named in a recipe; a hub id is downloaded.
 pub fn place(text: &str) -> Result<PathBuf, RecipeError> {
     let path = Path::new(text);
-    if path.exists() || text.starts_with(['.', '/']) || text.matches('/').count() > 1 {
+    // `runs/first` is a run that is not there yet, not a model of the organisation `runs`
+    let sibling = path
+        .parent()
+        .is_some_and(|parent| parent.as_os_str() != "" && parent.exists());
+    let local = sibling || text.starts_with(['.', '/']) || text.matches('/').count() > 1;
+    if path.exists() || local || path.extension().is_some_and(|e| e == "pth" || e == "safetensors") {
         return Ok(path.to_owned());
     }
-    let id: hub::HubId = text.parse()?;
-    Ok(hub::resolve(&id, &hub::HubSettings::from_env(), &mut ())?.folder)
+    let snapshot = text
+        .parse()
+        .and_then(|id: hub::HubId| hub::resolve(&id, &hub::HubSettings::from_env(), &mut ()));
+    match snapshot {
+        Ok(snapshot) => Ok(snapshot.folder),
+        Err(source) => Err(RecipeError::Place {
+            place: text.into(),
+            source: Box::new(source),
+        }),
+    }
 }
 
 /// The configuration that the run trains, as it will be written beside its weights.

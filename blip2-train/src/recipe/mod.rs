@@ -163,6 +163,15 @@ pub enum RecipeError {
         /// Rows there.
         rows: usize,
     },
+    /// Neither a folder nor a model on the hub.
+    #[error("`{place}` is no folder here, and as a model on the hub: {source}")]
+    Place {
+        /// As given.
+        place: String,
+        /// What the hub says.
+        #[source]
+        source: Box<WeightsError>,
+    },
     /// See the source.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -38,9 +38,10 @@ pub struct ModelSection {
     pub image_size: Option<usize>,
     /// What happens to an image encoder or language model without weights.
     pub init: Init,
-    /// Trained Q-Former, queries, heads and `ln_vision` (and the encoder, if it was trained with them).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bridge_from: Option<String>,
+    /// Trained Q-Former, queries, heads and `ln_vision` (and the encoder, if it was trained with them). Of several
+    /// places the first that has a tensor counts.
+    #[serde(skip_serializing_if = "Places::is_empty")]
+    pub bridge_from: Places,
     /// Image encoder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vision_from: Option<String>,
@@ -63,6 +64,45 @@ pub struct ModelSection {
     pub llm_precision: Precision,
     /// The Q-Former reads text in stage 2 too (question answering).
     pub qformer_text_input: bool,
+}
+
+/// No, one or several places.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrMany", into = "Vec<String>")]
+pub struct Places(Vec<String>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Places {
+    fn from(places: OneOrMany) -> Self {
+        match places {
+            OneOrMany::One(place) => Self(vec![place]),
+            OneOrMany::Many(places) => Self(places),
+        }
+    }
+}
+
+impl From<Places> for Vec<String> {
+    fn from(places: Places) -> Self {
+        places.0
+    }
+}
+
+impl Places {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// In the given order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
 }
 
 /// A configuration by path or in place.

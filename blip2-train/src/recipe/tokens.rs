@@ -65,12 +65,9 @@ impl Tokenizers {
         let qformer = match reads {
             false => None,
             true => {
-                let places = [
-                    model.qformer_tokenizer.as_deref(),
-                    model.qformer_from.as_deref(),
-                    model.bridge_from.as_deref(),
-                    model.base.as_deref(),
-                ];
+                let mut places = vec![model.qformer_tokenizer.as_deref(), model.qformer_from.as_deref()];
+                places.extend(model.bridge_from.iter().map(Some));
+                places.push(model.base.as_deref());
                 let inside = [QFORMER, "export/qformer_tokenizer", "", "export"];
                 let rows = config.qformer_config.vocab_size;
                 Some(find(

@@ -256,7 +256,7 @@ fn open_sources(
     let model = &recipe.model;
     let layers = config.vision_config.num_hidden_layers();
     let mut sources = Vec::new();
-    let mut add = |key: &str, place: &Option<String>, role| {
+    let mut add = |key: &str, place: Option<&str>, role| {
         if let Some(text) = place {
             let source = origins::open(text, role, layers, config.text_config.as_ref())?;
             sources.push((format!("{key} = {text}"), source));
@@ -264,20 +264,22 @@ fn open_sources(
         Ok::<_, RecipeError>(())
     };
     if recipe.stage != StageKind::LanguageModel {
-        add("vision_from", &model.vision_from, Role::Vision)?;
-        add("bridge_from", &model.bridge_from, Role::Bridge)?;
+        // an encoder that was trained with its Q-Former comes before the one both started from
+        for place in model.bridge_from.iter() {
+            add("bridge_from", Some(place), Role::Bridge)?;
+        }
+        add("vision_from", model.vision_from.as_deref(), Role::Vision)?;
     }
     if recipe.stage != StageKind::Stage1 {
-        add("language_from", &model.language_from, Role::Language)?;
+        add("language_from", model.language_from.as_deref(), Role::Language)?;
         // the published model's weights, unless all is to be drawn or came from elsewhere
-        let named = model.language_model().map(str::to_string);
         let wanted = model.init == Init::Weights && model.language_from.is_none();
-        let named = named.filter(|_| wanted);
-        add("language model", &named, Role::Language)?;
+        let named = model.language_model().filter(|_| wanted);
+        add("language model", named, Role::Language)?;
     }
-    add("base", &model.base, Role::Base)?;
+    add("base", model.base.as_deref(), Role::Base)?;
     if recipe.stage != StageKind::LanguageModel {
-        add("qformer_from", &model.qformer_from, Role::Bert)?;
+        add("qformer_from", model.qformer_from.as_deref(), Role::Bert)?;
     }
     Ok(sources)
 }

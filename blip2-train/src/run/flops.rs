@@ -20,10 +20,7 @@ pub struct StepSize {
 
 /// One picture through the encoder.
 pub fn encoder_forward(config: &VisionConfig) -> f64 {
-    let (width, mlp) = match config {
-        VisionConfig::Eva(c) => (c.hidden_size, c.intermediate_size),
-        VisionConfig::Clip(c) => (c.hidden_size, c.intermediate_size),
-    };
+    let (width, mlp) = (config.hidden_size(), config.intermediate_size());
     let patches = (config.image_size() / config.patch_size()).pow(2) as f64;
     let tokens = patches + 1.0;
     let (width, mlp) = (width as f64, mlp as f64);

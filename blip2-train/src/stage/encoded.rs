@@ -13,6 +13,7 @@ use burn::tensor::{
     backend::{AutodiffBackend, Backend},
 };
 
+use super::graph::Recording;
 use super::{Images, LossParts, StageError, StepContext, StepOutput};
 use crate::distributed::Collective;
 use crate::params::{self, Named};
@@ -227,9 +228,10 @@ impl<B: AutodiffBackend> Border<B> {
         self.leaf.clone()
     }
 
-    /// Backward pass of the sum of `losses`, then of the encoder if it trains.
+    /// Ends `recording` with the backward pass of the sum of `losses`, then of the encoder if it trains.
     pub fn finish<M: Trained<B>>(
         self,
+        recording: Recording,
         module: &M,
         losses: LossParts<B>,
         step: &StepContext<'_, B>,
@@ -238,7 +240,7 @@ impl<B: AutodiffBackend> Border<B> {
         if step.train {
             let total = losses.iter().map(|(_, loss)| loss.clone()).reduce(|a, b| a + b);
             if let Some(total) = total {
-                let mut grads = (total * step.loss_scale).backward();
+                let mut grads = recording.backward(total * step.loss_scale);
                 gradients = params::gradients(module, &mut grads);
                 self.encoder_backward(module, &mut grads, &mut gradients, step)?;
             }
@@ -272,7 +274,8 @@ impl<B: AutodiffBackend> Border<B> {
             sum.narrow(0, self.offset, self.batch)
         };
         // d(sum(tokens * g)) = g: continues the chain rule where the first pass stopped
-        let mut grads = (graph * Tensor::from_inner(grad)).sum().backward();
+        let recording = Recording::start();
+        let mut grads = recording.backward((graph * Tensor::from_inner(grad)).sum());
         for (name, grad) in params::gradients(module, &mut grads) {
             let sum = match gradients.remove(&name) {
                 Some(old) => old + grad,

@@ -7,6 +7,7 @@ use blip2_model::nn::mask::ids_tensor;
 use blip2_model::nn::{Kernels, PadMask};
 use burn::tensor::backend::AutodiffBackend;
 
+use super::graph::Recording;
 use super::{PlainBatch, Stage, StageError, StepContext, StepOutput, TextBatch, Trained};
 use crate::losses::{self, IGNORE};
 use crate::params::{self, Named};
@@ -67,6 +68,7 @@ where
                 part: "decoder-only language model",
             });
         }
+        let recording = Recording::start();
         let ctx = step.forward_context();
         let first: Vec<Vec<i64>> = batch.text.ids.iter().map(|row| vec![row[0]]).collect();
         let prompt = Prompt {
@@ -78,7 +80,7 @@ where
         let loss = losses::lm(logits, &labels, step.normaliser);
         let mut gradients = Named::new();
         if step.train {
-            let mut grads = (loss.clone() * step.loss_scale).backward();
+            let mut grads = recording.backward(loss.clone() * step.loss_scale);
             gradients = params::gradients(module, &mut grads);
         }
         Ok(StepOutput {

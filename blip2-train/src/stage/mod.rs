@@ -13,6 +13,7 @@ use crate::params::Named;
 pub mod batch;
 pub mod encoded;
 pub mod frozen;
+pub mod graph;
 pub mod language;
 pub mod lora;
 pub mod stage1;

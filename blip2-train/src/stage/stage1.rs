@@ -11,6 +11,7 @@ use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
 use super::encoded::Border;
+use super::graph::Recording;
 use super::{LossParts, PairBatch, Stage, StageError, StepContext, StepOutput, TextBatch, Trainable};
 use crate::distributed::host;
 use crate::losses::{
@@ -115,12 +116,13 @@ where
         batch: &PairBatch,
         step: &StepContext<'_, B>,
     ) -> Result<StepOutput<B>, StageError> {
+        let recording = Recording::start();
         let ctx = step.forward_context();
         let bridge = module.bridge();
         let encoded = module.encode(&self.encoder, &batch.images, &self.device, &ctx)?;
         let border = encoded.global(step.collective)?;
         let losses = self.losses(&bridge, &border, batch, &ctx, step)?;
-        border.finish(module, losses, step)
+        border.finish(recording, module, losses, step)
     }
 }
 

@@ -12,6 +12,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 
+use super::graph::Recording;
 use super::{Frozen, LmBatch, Stage, StageError, StepContext, StepOutput, Trainable};
 use crate::losses;
 
@@ -71,6 +72,7 @@ where
         batch: &LmBatch,
         step: &StepContext<'_, B>,
     ) -> Result<StepOutput<B>, StageError> {
+        let recording = Recording::start();
         let ctx = step.forward_context();
         let bridge = module.bridge();
         let encoded = module.encode(&self.encoder, &batch.images, &self.device, &ctx)?;
@@ -84,7 +86,7 @@ where
         let llm = adapted.as_ref().unwrap_or(&self.llm);
         let logits = llm.teacher_forced(prompt, &target.ids, &target.mask, llm_ctx);
         let loss = losses::lm(logits, &batch.labels, step.normaliser);
-        border.finish(module, vec![("lm", loss)], step)
+        border.finish(recording, module, vec![("lm", loss)], step)
     }
 }
 

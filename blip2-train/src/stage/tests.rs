@@ -204,6 +204,7 @@ fn the_border_gives_the_gradients_of_one_graph() {
     let Images::Pixels(pixels) = &batch.images else {
         unreachable!()
     };
+    let recording = super::graph::Recording::start();
     use blip2_model::language::{LanguageModel, Prompt};
     use blip2_model::nn::{Context, PadMask};
     use blip2_model::vision::ImageEncoder;
@@ -220,7 +221,7 @@ fn the_border_gives_the_gradients_of_one_graph() {
         mask: PadMask::ones(3, 4),
     };
     let logits = llm.teacher_forced(prompt, &batch.target.ids, &batch.target.mask, &ctx);
-    let mut grads = crate::losses::lm(logits, &batch.labels, count).backward();
+    let mut grads = recording.backward(crate::losses::lm(logits, &batch.labels, count));
     for (name, grad) in params::gradients(&module, &mut grads) {
         if name.ends_with("qkv.bias") {
             continue; // its key part is zeroed on purpose

@@ -21,6 +21,33 @@ fn several_captions_of_one_image() {
 }
 
 #[test]
+fn equal_captions_match_all_their_images() {
+    let texts = ["cat", "dog", "cat", "cow"].map(str::to_owned);
+    let plain = map(&[&[0, 1], &[2], &[3]]);
+    let shared = plain.clone().shared(&texts);
+    assert_eq!(
+        (plain.captions_of(0), plain.images_of(2)),
+        (&[0, 1][..], &[1][..])
+    );
+    assert_eq!(shared.captions_of(0), [0, 1, 2]);
+    assert_eq!(shared.captions_of(1), [0, 2]);
+    assert_eq!(
+        (shared.images_of(0), shared.images_of(2)),
+        (&[0, 1][..], &[0, 1][..])
+    );
+    assert_eq!((shared.images_of(1), shared.images_of(3)), (&[0][..], &[2][..]));
+    // image 1 finds image 0's "cat" first
+    let i2t = ScoreTable::new(
+        3,
+        4,
+        vec![0.0, 0.0, 0.0, 0.0, 0.9, 0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 0.5],
+    )
+    .unwrap();
+    let text = |map: &CaptionMap| score(&i2t, &i2t.transposed(), map).unwrap().text[0];
+    assert!((text(&plain) - 100.0 / 3.0).abs() < 1e-9 && (text(&shared) - 200.0 / 3.0).abs() < 1e-9);
+}
+
+#[test]
 fn re_ranking_leaves_all_but_the_best_at_the_bottom() {
     let sims = ScoreTable::new(1, 4, vec![0.4, 0.1, 0.3, 0.2]).unwrap();
     assert_eq!(sims.best(0, 2), [0, 2]);

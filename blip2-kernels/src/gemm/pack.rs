@@ -1,0 +1,170 @@
+//! Panels: both factors copied once into the order in which the tiles read them. A panel holds u32 words:
+//! the bits of one f32, or of two bf16 that follow each other along the contraction.
+
+use half::bf16;
+
+/// Matrix with strides; element `(i, j)` is `data[i * row_stride + j * column_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a, T> {
+    /// Starts at element `(0, 0)`.
+    pub data: &'a [T],
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub columns: usize,
+    /// Distance of rows.
+    pub row_stride: usize,
+    /// Distance of columns.
+    pub column_stride: usize,
+}
+
+impl<'a, T> Mat<'a, T> {
+    /// Row-major without gaps.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
+        Self::strided(data, [rows, columns], [columns, 1])
+    }
+
+    /// With strides.
+    ///
+    /// # Panics
+    /// If the slice does not reach the last element.
+    pub fn strided(
+        data: &'a [T],
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Self {
+        let empty = rows == 0 || columns == 0;
+        assert!(
+            empty || (rows - 1) * row_stride + (columns - 1) * column_stride < data.len(),
+            "a matrix that leaves its slice"
+        );
+        Self {
+            data,
+            rows,
+            columns,
+            row_stride,
+            column_stride,
+        }
+    }
+
+    /// Rows and columns exchanged; nothing moves.
+    pub fn transposed(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+}
+
+/// A scalar that can be packed either way.
+pub trait Element: Copy + Sync {
+    /// As f32.
+    fn wide(self) -> f32;
+    /// As bf16, rounded to nearest even.
+    fn narrow(self) -> u16;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(self) -> u16 {
+        let bits = self.to_bits();
+        if self.is_nan() {
+            return (bits >> 16) as u16 | 0x40;
+        }
+        (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(self) -> u16 {
+        self.to_bits()
+    }
+}
+
+/// Words per panel column for `depth` values along the contraction.
+pub(super) fn steps(depth: usize, pairs: bool) -> usize {
+    if pairs { depth.div_ceil(2) } else { depth }
+}
+
+/// Steps handled at a time where the source runs along the contraction: the strided writes then stay in L1.
+const BLOCK: usize = 16;
+
+/// Packs columns `first..first + out_columns` of rows `from..from + depth` of `m` (rows run along the
+/// contraction) as `[steps][width]`, zero where `width` exceeds the columns.
+///
+/// The left factor is packed through its transpose.
+pub(super) fn pack<T: Element>(
+    m: Mat<'_, T>,
+    [from, depth]: [usize; 2],
+    [first, columns]: [usize; 2],
+    width: usize,
+    pairs: bool,
+    out: &mut [u32],
+) {
+    let steps = steps(depth, pairs);
+    let out = &mut out[..steps * width];
+    if columns < width {
+        out.fill(0);
+    }
+    let word = |low: T, high: Option<T>| {
+        u32::from(low.narrow()) | u32::from(high.map_or(0, Element::narrow)) << 16
+    };
+    if m.row_stride == 1 {
+        // the source runs along the contraction
+        let line = |j: usize| {
+            let start = (first + j) * m.column_stride + from;
+            &m.data[start..start + depth]
+        };
+        for start in (0..steps).step_by(BLOCK) {
+            let end = (start + BLOCK).min(steps);
+            for j in 0..columns {
+                let line = line(j);
+                let out = out[start * width + j..].iter_mut().step_by(width);
+                if pairs {
+                    let line = &line[2 * start..(2 * end).min(depth)];
+                    for (out, pair) in out.zip(line.chunks(2)) {
+                        *out = word(pair[0], pair.get(1).copied());
+                    }
+                } else {
+                    for (out, &x) in out.zip(&line[start..end]) {
+                        *out = x.wide().to_bits();
+                    }
+                }
+            }
+        }
+        return;
+    }
+    let at = |i: usize, j: usize| m.data[(from + i) * m.row_stride + (first + j) * m.column_stride];
+    for (p, out) in out.chunks_exact_mut(width).enumerate() {
+        if m.column_stride == 1 && !pairs {
+            let start = (from + p) * m.row_stride + first;
+            for (out, &x) in out.iter_mut().zip(&m.data[start..start + columns]) {
+                *out = x.wide().to_bits();
+            }
+        } else if pairs {
+            for (j, out) in out.iter_mut().enumerate().take(columns) {
+                let high = (2 * p + 1 < depth).then(|| at(2 * p + 1, j));
+                *out = word(at(2 * p, j), high);
+            }
+        } else {
+            for (j, out) in out.iter_mut().enumerate().take(columns) {
+                *out = at(p, j).wide().to_bits();
+            }
+        }
+    }
+}

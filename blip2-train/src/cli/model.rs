@@ -1,0 +1,53 @@
+//! Which model a verb loads, and where it runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use blip2_model::checkpoint::{DtypePolicy, PartDtype};
+use blip2_model::nn::Kernels;
+use blip2_model::session::Session;
+use blip2_model::weights::hub;
+use clap::Args;
+
+/// Backend and dtype; the model itself is named by the verb.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceArgs {
+    /// Backend of this build to run on [default: the first one compiled in]
+    #[arg(long)]
+    pub backend: Option<String>,
+    /// Device of the backend
+    #[arg(long, default_value_t = 0)]
+    pub device: usize,
+    /// Dtype of the frozen parts' matrices: auto (as in the file), f32, f16 or bf16
+    #[arg(long, default_value = "auto")]
+    pub dtype: PartDtype,
+    /// Dtype of the language model alone
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype_llm: Option<PartDtype>,
+    /// Never ask the network for a model
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl DeviceArgs {
+    /// The folder of `model`: a path, or downloaded if it is a hub id.
+    pub fn folder(&self, model: &str) -> Result<PathBuf> {
+        let path = Path::new(model);
+        if path.exists() || model.starts_with(['.', '/']) || model.matches('/').count() != 1 {
+            return Ok(path.to_path_buf());
+        }
+        let id = model
+            .parse::<hub::HubId>()
+            .with_context(|| format!("--model {model}"))?;
+        let mut settings = hub::HubSettings::from_env();
+        settings.offline |= self.offline;
+        Ok(hub::resolve(&id, &settings, &mut ())?.folder)
+    }
+
+    /// Loads a folder.
+    pub fn open<B: Kernels>(&self, folder: &Path, device: &B::Device) -> Result<Session<B>> {
+        let mut policy = DtypePolicy::frozen(self.dtype);
+        policy.llm = self.dtype_llm.unwrap_or(policy.llm);
+        Ok(Session::open(folder, policy, false, device)?)
+    }
+}

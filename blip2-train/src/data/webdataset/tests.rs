@@ -1,0 +1,136 @@
+use super::super::testing::tar_bytes;
+use super::*;
+use proptest::prelude::*;
+
+fn shard(data: &[u8], fields: TarFields, offset: u64) -> TarShard<Sequential<&[u8]>> {
+    TarShard::new(Sequential(data), "s.tar".into(), fields, offset)
+}
+
+/// "key:captions" or "key!problem" of every sample.
+fn summary(data: &[u8]) -> Vec<String> {
+    let mut s = shard(data, TarFields::default(), 0);
+    std::iter::from_fn(|| s.next_sample(true))
+        .map(|r| match r {
+            Ok(sample) => sample
+                .map(|s| format!("{}:{}", s.key, s.captions.join("|")))
+                .unwrap_or_default(),
+            Err(skip) => format!("{}!{}", skip.key, skip.problem.kind()),
+        })
+        .collect()
+}
+
+#[test]
+fn keys_split_at_the_first_dot_of_the_base_name() {
+    let split =
+        |s: &'static str| key_and_extension(s.as_bytes()).map(|(k, e)| (std::str::from_utf8(k).unwrap(), e));
+    // expected values from webdataset.tariterators.base_plus_ext
+    assert_eq!(split("a/b.c/d.seg.PNG"), Some(("a/b.c/d", "seg.png".into())));
+    assert_eq!(split("x.jpg"), Some(("x", "jpg".into())));
+    assert_eq!(
+        (split("noext"), split("a/.hidden"), split("__m.x__")),
+        (None, None, None)
+    );
+}
+
+#[test]
+fn captions_from_json_list_object_and_text() {
+    let data = tar_bytes(&[
+        ("a.jpg", b"1"),
+        ("a.json", br#"["best","second"]"#),
+        ("a.txt", b"ignored"),
+        ("b.txt", b" from text \n"),
+        ("b.json", br#"{"width":3}"#),
+        ("b.png", b"2"),
+        ("dir/c.webp", b"3"),
+        ("dir/c.json", br#"{"caption":"one"}"#),
+        ("dir/c.npy", b"ignored"),
+    ]);
+    assert_eq!(summary(&data), ["a:best|second", "b:from text", "dir/c:one"]);
+}
+
+#[test]
+fn each_bad_sample_is_named_and_costs_nothing_else() {
+    let mut data = tar_bytes(&[
+        ("a.jpg", b"1"),
+        ("a.txt", b"\xff"),
+        ("b.txt", b"no picture"),
+        ("c.jpg", b"1"),
+        ("c.json", b"{"),
+        ("d.jpg", b"1"),
+        ("e.jpg", b"1"),
+        ("e.txt", b"ok"),
+        ("f.jpg", b"1"),
+        ("f.txt", b"damaged header"),
+        ("e.jpg", b"1"),
+        ("e.txt", b"same key again"),
+        ("e.txt", b"and again"),
+    ]);
+    data[512 * 2 * 9 + 3] ^= 1; // header of f.txt
+    assert_eq!(
+        summary(&data),
+        [
+            "a!not_utf8",
+            "b!missing_image",
+            "c!bad_record",
+            "d:",
+            "e:ok",
+            "f:",
+            "!corrupt_header",
+            "e:same key again",
+            "e!missing_image",
+        ]
+    );
+}
+
+#[test]
+fn limits_hold() {
+    let fields = TarFields {
+        member_bytes: 10,
+        members: 3,
+        ..TarFields::default()
+    };
+    let many: Vec<(String, &[u8])> = (0..6).map(|i| (format!("b.x{i}"), b"" as &[u8])).collect();
+    let mut files: Vec<(&str, &[u8])> = vec![("a.jpg", &[1; 11]), ("a.txt", b"t")];
+    files.extend(many.iter().map(|(n, b)| (n.as_str(), *b)));
+    files.extend([("c.jpg", b"1" as &[u8]), ("c.npy", &[0; 100])]);
+    let data = tar_bytes(&files);
+    let mut s = shard(&data, fields, 0);
+    let kinds: Vec<_> = std::iter::from_fn(|| s.next_sample(true))
+        .map(|r| r.map_err(|s| s.problem.kind()).map(|s| s.unwrap().key))
+        .collect();
+    assert_eq!(kinds, [Err("too_large"), Err("too_many_members"), Ok("c".into())]);
+}
+
+proptest! {
+    /// Walking with or without reading gives the same borders, and any border is a place to resume from.
+    #[test]
+    fn borders_do_not_depend_on_reading(
+        names in prop::collection::vec("[ab]{1,2}(\\.(jpg|txt|x))?", 1..25),
+        damage in prop::collection::vec((any::<u16>(), any::<u8>()), 0..4), cut in any::<u16>(),
+        pattern in any::<u32>(),
+    ) {
+        let files: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), b"body" as &[u8])).collect();
+        let mut data = tar_bytes(&files);
+        for (at, value) in damage {
+            let at = usize::from(at) % data.len();
+            data[at] = value;
+        }
+        data.truncate(usize::from(cut).max(1));
+        let walk = |offset: u64, wanted: &dyn Fn(usize) -> bool| {
+            let mut s = shard(&data, TarFields::default(), offset);
+            let mut borders = vec![s.position()];
+            while s.next_group(wanted(borders.len())).is_some() {
+                borders.push(s.position());
+            }
+            borders
+        };
+        let all = walk(0, &|_| true);
+        prop_assert_eq!(&walk(0, &|_| false), &all);
+        prop_assert_eq!(&walk(0, &|i| pattern >> (i % 32) & 1 == 1), &all);
+        for (i, &border) in all.iter().enumerate() {
+            let rest = walk(border, &|_| true);
+            prop_assert_eq!(rest.last(), all.last(), "resumed at {}", border);
+            prop_assert!(rest.len() <= all.len() - i, "resumed at {}", border);
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! Retrieval evaluation: contrastive ranking of all pairs, then matching scores for the best `k` of every row and column
+//! (LAVIS `compute_sim_matrix`).
+//!
+//! A pair's matching score does not depend on the direction it is ranked in, so the pairs that either direction needs
+//! are joined and done picture by picture: the picture's keys and values are computed once for all its texts, and a
+//! finished picture is one line of the journal. The contrastive part is not divided among processes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use blip2_model::blip2::ImageFeatures;
+use blip2_model::blip2::retrieval::{contrastive_similarity, first_token};
+use blip2_model::nn::{Context, Kernels};
+use blip2_model::processor::text::{MAX_WORDS, blip_caption};
+use blip2_model::session::{Session, SessionError};
+use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::pictures::{Picture, Pictures};
+use super::publish::{Case, Finished, Publisher};
+use super::{RunError, Runner};
+use crate::eval::EvalError;
+use crate::eval::results::{self, Id, Prediction, Score};
+use crate::eval::retrieval::{
+    CaptionMap, NOT_RANKED, RECALL_AT, RetrievalScores, ScoreTable, best, rank_of_best,
+};
+
+/// Texts whose similarities to a batch of pictures are computed at a time; bounds `[B * Q, texts]`.
+const TEXTS_AT_A_TIME: usize = 4096;
+
+/// Encoded pictures that are kept for the second part, bytes; others are encoded again.
+const FEATURE_MEMORY: usize = 4 << 30;
+
+/// Settings of a retrieval evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetrievalTask {
+    /// Best of each row and column that are ranked again by matching; 0 leaves the contrastive order.
+    pub k: usize,
+    /// Clean captions as LAVIS does (lower case, most punctuation gone).
+    pub clean: bool,
+    /// Tokens kept of a caption.
+    pub max_length: usize,
+    /// Captions that are the same for several pictures match all of these; otherwise each only its own.
+    pub shared: bool,
+}
+
+/// Captions of all pictures in one list.
+struct Texts {
+    texts: Vec<String>,
+    map: CaptionMap,
+}
+
+/// Line of the journal: what is known of one picture's pairs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Pairs {
+    image_id: Id,
+    /// Positions of texts.
+    texts: Vec<usize>,
+    /// 1: among the picture's best texts; 2: the picture is among the text's best; 3: both.
+    among: Vec<u8>,
+    /// Contrastive cosines.
+    cosine: Vec<f32>,
+    /// Logits of the class "matched".
+    itm: Vec<f32>,
+}
+
+impl Prediction for Pairs {
+    fn id(&self) -> &Id {
+        &self.image_id
+    }
+}
+
+/// `contrastive.json`: the order without matching.
+#[derive(Serialize, Deserialize)]
+struct Contrastive {
+    text_ranks: Vec<usize>,
+    image_ranks: Vec<usize>,
+    /// The ten best texts of each picture, and pictures of each text.
+    best_texts: Vec<Vec<usize>>,
+    best_images: Vec<Vec<usize>>,
+}
+
+impl RetrievalTask {
+    fn texts(&self, pictures: &[&Picture]) -> Result<Texts, EvalError> {
+        let mut texts = Vec::new();
+        let mut captions_of = Vec::with_capacity(pictures.len());
+        for picture in pictures {
+            let start = texts.len();
+            texts.extend(picture.captions.iter().map(|caption| self.cleaned(caption)));
+            captions_of.push((start..texts.len()).collect());
+        }
+        let map = CaptionMap::new(captions_of)?;
+        let map = if self.shared { map.shared(&texts) } else { map };
+        Ok(Texts { texts, map })
+    }
+
+    /// What cleaning would leave nothing of stays as it is.
+    fn cleaned(&self, caption: &str) -> String {
+        match self.clean.then(|| blip_caption(caption, "", MAX_WORDS)) {
+            Some(cleaned) if !cleaned.trim().is_empty() => cleaned,
+            _ => caption.to_owned(),
+        }
+    }
+
+    /// Ranks by contrast; matches the pairs of this process' pictures that no process has matched yet.
+    pub fn run<B: Kernels>(&self, runner: &mut Runner<B>) -> Result<(), RunError> {
+        let with_captions: Vec<usize> = (0..runner.pictures.list.len())
+            .filter(|&at| !runner.pictures.list[at].captions.is_empty())
+            .collect();
+        if with_captions.is_empty() {
+            return Err(RunError::Nothing {
+                data: runner.pictures.name().to_owned(),
+                what: "captions",
+            });
+        }
+        let texts = self.texts(&runner.pictures.at(&with_captions))?;
+        let embedded = self.embed_texts(runner, &texts.texts)?; // [texts, E]
+        let mut kept = Kept::default();
+        let mut rows: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        let meter = runner.meter("contrastive", with_captions.len());
+        let keeps = self.k > 0;
+        runner.encode_each(
+            &with_captions,
+            runner.effort.batch,
+            &mut |runner, at, features| {
+                let ctx = Context::eval();
+                let images = runner.session.model.embed_images(&features, &ctx).projected;
+                let images = images.ok_or(SessionError::NoTextBranch)?;
+                let sims: Vec<Vec<f32>> = embedded
+                    .iter()
+                    .map(|texts| floats(contrastive_similarity(images.clone(), texts.clone())))
+                    .collect::<Result<_, _>>()?;
+                for (row, &at) in at.iter().enumerate() {
+                    let of_row = sims.iter().flat_map(|part| {
+                        let columns = part.len() / images.dims()[0];
+                        &part[row * columns..][..columns]
+                    });
+                    rows.insert(at, of_row.copied().collect());
+                }
+                if keeps {
+                    kept.add(at, &features, &runner.effort.share);
+                }
+                meter.add(at.len());
+                runner.folder.tick()
+            },
+        )?;
+        drop(meter);
+        // a picture that could not be read is no candidate, and its captions ask for nothing
+        let readable: Vec<usize> = with_captions
+            .iter()
+            .copied()
+            .filter(|at| rows.contains_key(at))
+            .collect();
+        let texts = if readable.len() < with_captions.len() {
+            self.without_unreadable(&runner.pictures, &with_captions, &readable, &mut rows)?
+        } else {
+            texts
+        };
+        let sims = ScoreTable::new(
+            readable.len(),
+            texts.texts.len(),
+            rows.into_values().flatten().collect(),
+        )?;
+        let by_text = sims.transposed();
+        if runner.effort.share.rank == 0 {
+            let contrastive = Contrastive::of(&sims, &by_text, &texts.map)?;
+            results::write(&runner.folder.path.join("contrastive.json"), &contrastive)?;
+        }
+        if self.k == 0 {
+            return Ok(());
+        }
+        self.match_pairs(runner, &readable, &texts, &sims, &by_text, &kept)
+    }
+
+    /// Texts of the readable pictures; `rows` lose the columns of the others.
+    fn without_unreadable(
+        &self,
+        pictures: &Pictures,
+        all: &[usize],
+        readable: &[usize],
+        rows: &mut BTreeMap<usize, Vec<f32>>,
+    ) -> Result<Texts, RunError> {
+        let kept = |at: &usize| readable.binary_search(at).is_ok();
+        let columns: Vec<bool> = all
+            .iter()
+            .flat_map(|at| std::iter::repeat_n(kept(at), pictures.list[*at].captions.len()))
+            .collect();
+        for row in rows.values_mut() {
+            let mut column = columns.iter();
+            row.retain(|_| column.next().copied().unwrap_or(false));
+        }
+        Ok(self.texts(&pictures.at(readable))?)
+    }
+
+    /// Parts of `[texts, E]`.
+    fn embed_texts<B: Kernels>(
+        &self,
+        runner: &Runner<B>,
+        texts: &[String],
+    ) -> Result<Vec<Tensor<B, 2>>, RunError> {
+        let session = &runner.session;
+        let meter = runner.meter("texts", texts.len());
+        let mut parts = Vec::new();
+        for large in texts.chunks(TEXTS_AT_A_TIME) {
+            let mut small = Vec::new();
+            for batch in large.chunks(runner.effort.batch) {
+                let tokens = session.tokenize_texts(batch, Some(self.max_length))?;
+                let embedded = session.model.embed_texts(&tokens, &Context::eval())?.projected;
+                small.push(first_token(embedded.ok_or(SessionError::NoTextBranch)?));
+                meter.add(batch.len());
+            }
+            parts.push(Tensor::cat(small, 0));
+        }
+        Ok(parts)
+    }
+
+    fn match_pairs<B: Kernels>(
+        &self,
+        runner: &mut Runner<B>,
+        readable: &[usize],
+        texts: &Texts,
+        sims: &ScoreTable,
+        by_text: &ScoreTable,
+        kept: &Kept,
+    ) -> Result<(), RunError> {
+        let (mut journal, done) = runner.folder.journal::<Pairs>("pairs")?;
+        let mut among: Vec<BTreeMap<usize, u8>> = (0..sims.rows())
+            .into_par_iter()
+            .map(|row| sims.best(row, self.k).into_iter().map(|text| (text, 1)).collect())
+            .collect();
+        let best_images: Vec<Vec<usize>> = (0..by_text.rows())
+            .into_par_iter()
+            .map(|text| by_text.best(text, self.k))
+            .collect();
+        for (text, images) in best_images.iter().enumerate() {
+            for &image in images {
+                *among[image].entry(text).or_default() |= 2;
+            }
+        }
+        let mine: Vec<usize> = (0..readable.len())
+            .filter(|&row| runner.effort.share.has(readable[row]))
+            .filter(|&row| !done.contains(&runner.pictures.list[readable[row]].id))
+            .collect();
+        let meter = runner.meter("pairs", mine.iter().map(|&row| among[row].len()).sum());
+        let mut one = |runner: &Runner<B>, row: usize, features: &ImageFeatures<B>| -> Result<(), RunError> {
+            let chosen: Vec<usize> = among[row].keys().copied().collect();
+            let words: Vec<String> = chosen.iter().map(|&text| texts.texts[text].clone()).collect();
+            let itm = match_texts(
+                &runner.session,
+                features,
+                &words,
+                self.max_length,
+                runner.effort.batch,
+                &meter,
+            )?;
+            let line = Pairs {
+                image_id: runner.pictures.list[readable[row]].id.clone(),
+                cosine: chosen.iter().map(|&text| sims.row(row)[text]).collect(),
+                itm: itm.into_iter().map(|score| score.logits[1]).collect(),
+                among: among[row].values().copied().collect(),
+                texts: chosen,
+            };
+            journal.append(&[line])?;
+            runner.folder.tick()
+        };
+        let mut again = Vec::new();
+        for &row in &mine {
+            match kept.features(readable[row], &runner.session) {
+                Some(features) => one(runner, row, &features)?,
+                None => again.push(readable[row]),
+            }
+        }
+        runner.encode_each(&again, runner.effort.batch, &mut |runner, at, features| {
+            for (i, at) in at.iter().enumerate() {
+                let row = readable.binary_search(at).unwrap_or_default(); // `again` comes from `readable`
+                one(runner, row, &features.select(&[i]))?;
+            }
+            Ok(())
+        })?;
+        Ok(journal.sync()?)
+    }
+
+    /// Scores what the journals hold.
+    pub fn finish(&self, pictures: &Pictures, publisher: &mut Publisher) -> Result<Finished, RunError> {
+        let list: Vec<&Picture> = pictures
+            .list
+            .iter()
+            .filter(|picture| !picture.captions.is_empty() && !publisher.is_skipped(&picture.id))
+            .collect();
+        let texts = self.texts(&list)?;
+        let path = publisher.folder().join("contrastive.json");
+        let first: Contrastive = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(EvalError::json(&path))?,
+            Err(_) => {
+                publisher.all_done(0, list.len())?;
+                return Err(EvalError::Empty.into());
+            }
+        };
+        let contrastive = RetrievalScores::from_ranks(&first.text_ranks, &first.image_ranks);
+        let mut finished = Finished {
+            items: list.len(),
+            sorted_by: "1 / rank of the picture's best caption",
+            ..Finished::default()
+        };
+        let (text_ranks, best_texts, image_ranks, best_images);
+        if self.k == 0 {
+            finished.scores = figures("", &contrastive);
+            (text_ranks, best_texts, image_ranks, best_images) = (
+                first.text_ranks,
+                first.best_texts,
+                first.image_ranks,
+                first.best_images,
+            );
+        } else {
+            let (lines, _) = results::merge(results::read_journals::<Pairs>(publisher.folder(), "pairs")?);
+            let lines: HashMap<&Id, &Pairs> = lines.iter().map(|pairs| (&pairs.image_id, pairs)).collect();
+            let rows: Vec<&Pairs> = list
+                .iter()
+                .filter_map(|picture| lines.get(&picture.id).copied())
+                .collect();
+            publisher.all_done(rows.len(), list.len())?;
+            let by_image = ranking(rows.len(), texts.texts.len(), |row| pairs_of(rows[row], 1));
+            let mut columns: Vec<Vec<(usize, f32)>> = vec![Vec::new(); texts.texts.len()];
+            for (image, pairs) in rows.iter().enumerate() {
+                for (text, score) in pairs_of(pairs, 2) {
+                    columns[text].push((image, score));
+                }
+            }
+            let by_text = ranking(columns.len(), list.len(), |text| columns[text].iter().copied());
+            text_ranks = by_image
+                .iter()
+                .enumerate()
+                .map(|(i, row)| rank_of_best(row, texts.map.captions_of(i)))
+                .collect();
+            image_ranks = by_text
+                .iter()
+                .enumerate()
+                .map(|(t, row)| rank_of_best(row, texts.map.images_of(t)))
+                .collect();
+            best_texts = by_image.iter().map(|row| best(row, 10)).collect();
+            best_images = by_text.iter().map(|row| best(row, 10)).collect();
+            let reranked = RetrievalScores::from_ranks(&text_ranks, &image_ranks);
+            finished.scores = figures("", &reranked);
+            finished.scores.extend(figures("ITC ", &contrastive));
+        }
+        let ids: Vec<&Id> = list.iter().map(|picture| &picture.id).collect();
+        publisher.write(
+            "predictions.json",
+            &predictions(
+                &ids,
+                &texts.texts,
+                &text_ranks,
+                &best_texts,
+                &image_ranks,
+                &best_images,
+            ),
+        )?;
+        finished.cases = list
+            .iter()
+            .enumerate()
+            .map(|(i, picture)| Case {
+                picture: picture.id.clone(),
+                question: None,
+                prediction: best_texts[i]
+                    .first()
+                    .map_or(String::new(), |&text| texts.texts[text].clone()),
+                references: picture.captions.clone(),
+                score: 1.0 / (text_ranks[i] + 1) as f64,
+            })
+            .collect();
+        Ok(finished)
+    }
+}
+
+/// Scores of the pairs that are among the best in one direction.
+fn pairs_of(pairs: &Pairs, direction: u8) -> impl Iterator<Item = (usize, f32)> + '_ {
+    let all = pairs
+        .texts
+        .iter()
+        .zip(&pairs.among)
+        .zip(pairs.itm.iter().zip(&pairs.cosine));
+    all.filter(move |((_, among), _)| **among & direction != 0)
+        .map(|((text, _), (itm, cosine))| (*text, itm + cosine))
+}
+
+/// Rows of scores with [`NOT_RANKED`] where there is no pair.
+fn ranking<I: Iterator<Item = (usize, f32)>>(
+    rows: usize,
+    columns: usize,
+    pairs: impl Fn(usize) -> I + Sync,
+) -> Vec<Vec<f32>> {
+    (0..rows)
+        .into_par_iter()
+        .map(|row| {
+            let mut scores = vec![NOT_RANKED; columns];
+            pairs(row).for_each(|(column, score)| scores[column] = score);
+            scores
+        })
+        .collect()
+}
+
+fn figures(prefix: &str, scores: &RetrievalScores) -> Vec<Score> {
+    let mut figures = Vec::new();
+    for (name, values) in [("TR", scores.text), ("IR", scores.image)] {
+        for (at, value) in RECALL_AT.iter().zip(values) {
+            figures.push((format!("{prefix}{name}@{at}"), value));
+        }
+    }
+    figures.push((format!("{prefix}mean"), scores.mean));
+    let score = |(metric, value)| Score {
+        metric,
+        value,
+        published: None,
+    };
+    figures.into_iter().map(score).collect()
+}
+
+fn predictions(
+    ids: &[&Id],
+    texts: &[String],
+    text_ranks: &[usize],
+    best_texts: &[Vec<usize>],
+    image_ranks: &[usize],
+    best_images: &[Vec<usize>],
+) -> serde_json::Value {
+    let by_image = ids.iter().enumerate().map(|(i, id)| {
+        let best: Vec<&String> = best_texts[i].iter().map(|&text| &texts[text]).collect();
+        serde_json::json!({"image_id": id, "rank": text_ranks[i] + 1, "captions": best})
+    });
+    let by_text = texts.iter().enumerate().map(|(t, text)| {
+        let best: Vec<&Id> = best_images[t].iter().map(|&image| ids[image]).collect();
+        serde_json::json!({"caption_id": t, "caption": text, "rank": image_ranks[t] + 1, "image_ids": best})
+    });
+    serde_json::json!({
+        "image_to_text": by_image.collect::<Vec<_>>(),
+        "text_to_image": by_text.collect::<Vec<_>>(),
+    })
+}
+
+impl Contrastive {
+    fn of(sims: &ScoreTable, by_text: &ScoreTable, map: &CaptionMap) -> Result<Self, EvalError> {
+        sims.check_numbers()?;
+        let text_ranks = (0..sims.rows())
+            .into_par_iter()
+            .map(|i| rank_of_best(sims.row(i), map.captions_of(i)));
+        let image_ranks = (0..by_text.rows())
+            .into_par_iter()
+            .map(|t| rank_of_best(by_text.row(t), map.images_of(t)));
+        Ok(Self {
+            text_ranks: text_ranks.collect(),
+            image_ranks: image_ranks.collect(),
+            best_texts: (0..sims.rows())
+                .into_par_iter()
+                .map(|i| sims.best(i, 10))
+                .collect(),
+            best_images: (0..by_text.rows())
+                .into_par_iter()
+                .map(|t| by_text.best(t, 10))
+                .collect(),
+        })
+    }
+}
+
+/// Matching scores of one picture with texts, `batch` at a time.
+pub(super) fn match_texts<B: Kernels>(
+    session: &Session<B>,
+    one: &ImageFeatures<B>,
+    texts: &[String],
+    max_length: usize,
+    batch: usize,
+    meter: &super::meter::Meter,
+) -> Result<Vec<blip2_model::blip2::ItmScore>, RunError> {
+    let mut scores = Vec::with_capacity(texts.len());
+    // texts of like length together: less padding
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&i| texts[i].len());
+    for chunk in order.chunks(batch) {
+        let words: Vec<String> = chunk.iter().map(|&i| texts[i].clone()).collect();
+        let tokens = session.tokenize_texts(&words, Some(max_length))?;
+        let features = one.select(&vec![0; chunk.len()]);
+        let found = session.model.itm(&features, &tokens, &Context::eval())?;
+        scores.extend(chunk.iter().copied().zip(found));
+        meter.add(chunk.len());
+    }
+    scores.sort_by_key(|(i, _)| *i);
+    Ok(scores.into_iter().map(|(_, score)| score).collect())
+}
+
+fn floats<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>, RunError> {
+    let data = tensor.into_data().convert::<f32>();
+    data.to_vec::<f32>().map_err(|_| {
+        RunError::Eval(EvalError::NotANumber { row: 0, column: 0 }) // converted just above, so this does not happen
+    })
+}
+
+/// Encoded pictures in memory, up to [`FEATURE_MEMORY`].
+#[derive(Default)]
+struct Kept {
+    of: HashMap<usize, TensorData>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn add<B: Kernels>(&mut self, at: &[usize], features: &ImageFeatures<B>, share: &super::folder::Share) {
+        for (i, &at) in at.iter().enumerate() {
+            if !share.has(at) || self.bytes >= FEATURE_MEMORY {
+                continue;
+            }
+            let data = features.embeds.clone().narrow(0, i, 1).into_data();
+            self.bytes += data.bytes.len();
+            self.of.insert(at, data);
+        }
+    }
+
+    fn features<B: Kernels>(&self, at: usize, session: &Session<B>) -> Option<ImageFeatures<B>> {
+        let data = self.of.get(&at)?.clone();
+        let dtype = data.dtype;
+        let embeds = Tensor::from_data(data, (&session.model.device, dtype)); // [1, N, C], after the final norm
+        let keys = session.model.bridge.qformer.image_keys(embeds.clone());
+        Some(ImageFeatures { embeds, keys })
+    }
+}

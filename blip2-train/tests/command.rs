@@ -1,0 +1,527 @@
+//! The contract of `blip2-train eval` and `blip2-train data`: JSON on stdout, everything else on stderr, exit code 2 on
+//! bad input; a stopped evaluation goes on, and several processes give what one gives.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> String {
+    format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn call(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blip2-train"));
+    command.args(args).env_remove("RANK").env_remove("WORLD_SIZE");
+    command.output().expect("the command starts")
+}
+
+/// Standard output as JSON.
+fn ok(args: &[&str]) -> Value {
+    let out = call(args);
+    assert!(
+        out.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"))
+}
+
+fn refused(args: &[&str], named: &str) {
+    let out = call(args);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(stderr.contains(named), "{args:?}: {stderr}");
+    assert!(out.stdout.is_empty(), "{args:?}");
+}
+
+const PICTURES: [(&str, &str); 3] = [
+    ("boat", "a small boat on the blue water"),
+    ("fruit", "a red apple"),
+    ("house", "a house with a red roof"),
+];
+
+/// A shard with the three fixture pictures, one of them twice, and one that is cut off.
+fn shard(dir: &Path) -> String {
+    let path = dir.join("pictures.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&path).expect("file"));
+    let mut append = |name: String, body: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(body.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, body).expect("append");
+    };
+    let picture = |name: &str| std::fs::read(fixture(&format!("parity/images/{name}.png"))).expect("fixture");
+    for (name, caption) in PICTURES {
+        append(format!("{name}.png"), &picture(name));
+        append(
+            format!("{name}.json"),
+            json!({"caption": [caption, "something"]}).to_string().as_bytes(),
+        );
+    }
+    append("again.png".into(), &picture("fruit"));
+    append("again.txt".into(), b"an apple, red");
+    append("torn.png".into(), &picture("boat")[..200]);
+    append("torn.txt".into(), b"half a boat");
+    drop(append);
+    tar.finish().expect("finish");
+    path.to_string_lossy().into_owned()
+}
+
+fn read(dir: &Path, name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(dir.join(name)).expect(name)).expect("JSON")
+}
+
+fn score(report: &Value, metric: &str) -> f64 {
+    let scores = report["scores"].as_array().expect("scores");
+    let found = scores
+        .iter()
+        .find(|s| s["metric"] == metric)
+        .unwrap_or_else(|| panic!("{metric} in {scores:?}"));
+    found["value"].as_f64().expect("a number")
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    shard: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("folder");
+        let shard = shard(dir.path());
+        Self { dir, shard }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.at(name).to_string_lossy().into_owned()
+    }
+}
+
+#[test]
+fn caption_writes_results_resumes_and_merges() {
+    let place = Place::new();
+    let (model, out) = (fixture("parity/opt"), place.text("one"));
+    let common = [
+        "eval",
+        "caption",
+        &place.shard,
+        "--model",
+        &model,
+        "--json",
+        "--max-new-tokens",
+        "4",
+    ];
+    let report = ok(&[&common[..], &["--out", &out, "--prompt", "a", "--batch", "2"]].concat());
+    assert_eq!(
+        (report["items"].as_u64(), report["skipped"].as_u64()),
+        (Some(4), Some(1))
+    );
+    for metric in ["BLEU-4", "ROUGE-L", "CIDEr", "exact match"] {
+        assert!(score(&report, metric) >= 0.0);
+    }
+    assert_eq!(
+        report["config"]["generation"]["num_beams"], 5,
+        "LAVIS is the default"
+    );
+    let predictions = read(&place.at("one"), "predictions.json");
+    let ids: Vec<&Value> = predictions
+        .as_array()
+        .expect("list")
+        .iter()
+        .map(|p| &p["image_id"])
+        .collect();
+    assert_eq!(ids, ["boat", "fruit", "house", "again"]);
+    assert!(
+        predictions
+            .as_array()
+            .expect("list")
+            .iter()
+            .all(|p| p["caption"].is_string())
+    );
+    let page = std::fs::read_to_string(place.at("one/index.html")).expect("page");
+    assert!(page.contains("data:image/png;base64,") && page.contains("a small boat on the blue water"));
+    assert_eq!(read(&place.at("one"), "scores.json")["scores"], report["scores"]);
+
+    // killed after the first prediction, inside a line
+    let journal = place.at("one/predictions.0.jsonl");
+    let text = std::fs::read_to_string(&journal).expect("journal");
+    let first = text.find('\n').expect("a line") + 1;
+    std::fs::write(&journal, &text[..first + 7]).expect("cut");
+    let again = ok(&[&common[..], &["--out", &out, "--prompt", "a", "--batch", "1"]].concat());
+    assert_eq!(again["scores"], report["scores"]);
+    assert_eq!(read(&place.at("one"), "predictions.json"), predictions);
+
+    // another prompt is another evaluation
+    refused(
+        &[&common[..], &["--out", &out, "--prompt", "b"]].concat(),
+        "prompt",
+    );
+
+    let two = place.text("two");
+    for rank in ["0", "1"] {
+        let part = [
+            &common[..],
+            &["--out", &two, "--prompt", "a", "--rank", rank, "--world", "2"],
+        ]
+        .concat();
+        if rank == "1" {
+            refused(&["eval", "merge", &two], "of 4 are done");
+        }
+        let part = call(&part);
+        assert!(part.status.success(), "{}", String::from_utf8_lossy(&part.stderr));
+        assert!(part.stdout.is_empty());
+    }
+    let merged = ok(&["eval", "merge", &two, "--json"]);
+    assert_eq!(
+        (&merged["scores"], merged["processes"].as_u64()),
+        (&report["scores"], Some(2))
+    );
+    assert_eq!(read(&place.at("two"), "predictions.json"), predictions);
+}
+
+#[test]
+fn retrieval_ranks_both_ways_and_processes_agree() {
+    let place = Place::new();
+    let (model, out) = (fixture("parity/itm"), place.text("one"));
+    let common = ["eval", "retrieval", &place.shard, "--model", &model, "--json"];
+    let report = ok(&[&common[..], &["--out", &out, "--k", "3"]].concat());
+    for metric in ["TR@1", "TR@10", "IR@1", "IR@10", "ITC TR@1", "ITC IR@5", "mean"] {
+        assert!((0.0..=100.0).contains(&score(&report, metric)), "{metric}");
+    }
+    assert_eq!(score(&report, "IR@5"), 100.0, "there are four pictures");
+    let predictions = read(&place.at("one"), "predictions.json");
+    assert_eq!(predictions["image_to_text"].as_array().map(Vec::len), Some(4));
+    let texts = predictions["text_to_image"].as_array().expect("list");
+    assert_eq!(texts.len(), 7);
+    let shared = texts
+        .iter()
+        .filter(|t| t["caption"] == "something")
+        .map(|t| &t["rank"]);
+    assert!(
+        shared
+            .collect::<Vec<_>>()
+            .windows(2)
+            .all(|pair| pair[0] == pair[1]),
+        "one text, one rank"
+    );
+
+    let two = place.text("two");
+    for rank in ["1", "0"] {
+        let part = call(
+            &[
+                &common[..],
+                &["--out", &two, "--k", "3", "--rank", rank, "--world", "2"],
+            ]
+            .concat(),
+        );
+        assert!(part.status.success(), "{}", String::from_utf8_lossy(&part.stderr));
+    }
+    assert_eq!(ok(&["eval", "merge", &two, "--json"])["scores"], report["scores"]);
+    assert_eq!(read(&place.at("two"), "predictions.json"), predictions);
+
+    let contrastive = ok(&[&common[..], &["--out", &place.text("itc"), "--k", "0"]].concat());
+    assert_eq!(score(&contrastive, "TR@1"), score(&report, "ITC TR@1"));
+    let all = ok(&[&common[..], &["--out", &place.text("all"), "--own-captions-only"]].concat());
+    assert!(score(&all, "TR@1") <= 100.0);
+}
+
+#[test]
+fn the_matching_scores_are_those_of_the_match_command() {
+    let place = Place::new();
+    let model = fixture("parity/itm");
+    let out = place.text("m");
+    ok(&[
+        "eval",
+        "retrieval",
+        &place.shard,
+        "--model",
+        &model,
+        "--json",
+        "--out",
+        &out,
+        "--no-clean",
+        "--limit",
+        "1",
+    ]);
+    let journal = std::fs::read_to_string(place.at("m/pairs.0.jsonl")).expect("journal");
+    let line: Value = serde_json::from_str(journal.lines().next().expect("a line")).expect("JSON");
+    let file = std::fs::read(fixture("parity/itm/expected.safetensors")).expect("fixture");
+    let expected = safetensors::SafeTensors::deserialize(&file).expect("fixture");
+    let value = |name: &str, index: usize| {
+        let data = expected.tensor(name).expect("tensor").data();
+        f64::from(f32::from_le_bytes(
+            data[4 * index..][..4].try_into().expect("4 bytes"),
+        ))
+    };
+    // boat.png with its text is the first pair of transformers' record; 1e-4 as for the model alone
+    assert!(
+        (line["itm"][0].as_f64().expect("number") - value("itm.logits", 1)).abs() < 1e-4,
+        "{line}"
+    );
+    assert!(
+        (line["cosine"][0].as_f64().expect("number") - value("itc.cosine", 0)).abs() < 1e-4,
+        "{line}"
+    );
+}
+
+/// Three questions about two pictures, as LAVIS and A-OKVQA write them.
+fn questions(place: &Place) -> String {
+    let path = place.at("questions.json");
+    let row = |id: u64, image: &str, question: &str, answer: &str| {
+        json!({"question_id": id, "image": format!("{image}.png"), "question": question, "answer": vec![answer; 10],
+            "answer_type": if id == 3 { "number" } else { "other" }, "choices": ["boat", "cat"], "correct_choice_idx": 0})
+    };
+    let rows = json!([
+        row(1, "boat", "What is this?", "boat"),
+        row(2, "boat", "What colour is the water?", "blue"),
+        row(3, "house", "How many?", "1"),
+    ]);
+    std::fs::write(&path, rows.to_string()).expect("write");
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn vqa_generates_or_ranks() {
+    let place = Place::new();
+    let (data, images, model) = (questions(&place), fixture("parity/images"), fixture("parity/t5"));
+    let common = [
+        "eval", "vqa", &data, "--images", &images, "--model", &model, "--json",
+    ];
+    let report = ok(&[&common[..], &["--out", &place.text("g")]].concat());
+    assert_eq!(
+        report["config"]["answers"]["generate"]["length_penalty"], -1.0,
+        "LAVIS for T5"
+    );
+    assert_eq!(report["config"]["prompt"], "Question: {} Short answer:");
+    assert!(score(&report, "overall") >= 0.0 && score(&report, "number") >= 0.0);
+    let predictions = read(&place.at("g"), "predictions.json");
+    let ids: Vec<&Value> = predictions
+        .as_array()
+        .expect("list")
+        .iter()
+        .map(|p| &p["question_id"])
+        .collect();
+    assert_eq!(ids, [1, 2, 3]);
+
+    let list = place.at("answers.txt");
+    std::fs::write(&list, "boat\nblue\n1\n").expect("write");
+    let list = list.to_string_lossy().into_owned();
+    ok(&[&common[..], &["--out", &place.text("r"), "--candidates", &list]].concat());
+    for line in read(&place.at("r"), "predictions.json").as_array().expect("list") {
+        assert!(
+            ["boat", "blue", "1"].contains(&line["answer"].as_str().expect("text")),
+            "{line}"
+        );
+    }
+    let choices = ok(&[
+        &common[..],
+        &[
+            "--out",
+            &place.text("c"),
+            "--candidates",
+            "choices",
+            "--batch",
+            "1",
+        ],
+    ]
+    .concat());
+    assert!((0.0..=100.0).contains(&score(&choices, "multiple choice")));
+    refused(
+        &[
+            &common[..],
+            &["--out", &place.text("x"), "--candidates", "none.txt"],
+        ]
+        .concat(),
+        "none.txt",
+    );
+}
+
+#[test]
+fn itm_measures_pairs() {
+    let place = Place::new();
+    let model = fixture("parity/itm");
+    let report = ok(&[
+        "eval",
+        "itm",
+        &place.shard,
+        "--model",
+        &model,
+        "--out",
+        &place.text("i"),
+        "--json",
+        "--negatives",
+        "2",
+    ]);
+    assert_eq!(report["items"], 21, "seven captions, each with two others");
+    for metric in ["ITM accuracy", "ITM AUC", "ITC AUC"] {
+        assert!((0.0..=100.0).contains(&score(&report, metric)), "{metric}");
+    }
+}
+
+#[test]
+fn published_figures_stand_beside_the_result() {
+    let rows = ok(&["eval", "--expected", "ret_coco", "--json"]);
+    assert_eq!(
+        (&rows[0]["metric"], &rows[0]["published"], &rows[0]["measured"]),
+        (&json!("TR@1"), &json!(85.4), &Value::Null)
+    );
+    let place = Place::new();
+    let out = place.text("r");
+    let model = fixture("parity/itm");
+    let report = ok(&[
+        "eval",
+        "retrieval",
+        &place.shard,
+        "--model",
+        &model,
+        "--out",
+        &out,
+        "--json",
+        "--expected",
+        "ret_coco",
+    ]);
+    assert_eq!(report["scores"][0]["published"], 85.4);
+    let rows = ok(&["eval", "--expected", "ret_coco", "--out", &out, "--json"]);
+    assert_eq!(rows[0]["measured"], report["scores"][0]["value"]);
+    refused(&["eval", "--expected", "nonesuch"], "ret_coco");
+    refused(&["eval"], "name a verb");
+}
+
+#[test]
+fn capfilt_writes_the_best_captions_and_goes_on() {
+    let place = Place::new();
+    let (captioner, judge, out) = (fixture("parity/opt"), fixture("parity/itm"), place.text("clean"));
+    let args = [
+        "data",
+        "capfilt",
+        &place.shard,
+        "--model",
+        &captioner,
+        "--scorer",
+        &judge,
+        "--out",
+        &out,
+        "--json",
+        "--synthetic",
+        "3",
+        "--keep",
+        "2",
+        "--max-new-tokens",
+        "5",
+        "--seed",
+        "1",
+    ];
+    let report = ok(&args);
+    assert_eq!(
+        (&report["samples"], &report["skipped"], &report["shards"]),
+        (&json!(4), &json!(1), &json!(1))
+    );
+    let kept = report["synthetic"].as_u64().expect("number") + report["original"].as_u64().expect("number");
+    assert!((4..=8).contains(&kept), "{report}");
+    assert_eq!(ok(&args)["present"], 1);
+    let stats = ok(&["data", "stats", &format!("{out}/pictures.tar"), "--json"]);
+    assert_eq!(stats["samples"], 4);
+    refused(
+        &[
+            "data",
+            "capfilt",
+            &fixture("parity/images"),
+            "--model",
+            &captioner,
+            "--out",
+            &out,
+        ],
+        "data convert",
+    );
+    refused(
+        &[
+            "data",
+            "capfilt",
+            &place.shard,
+            "--model",
+            &captioner,
+            "--out",
+            &out,
+        ],
+        "--scorer",
+    );
+}
+
+#[test]
+fn data_verbs_print_json() {
+    let place = Place::new();
+    let sheet = place.text("sheet.png");
+    assert_eq!(ok(&["data", "stats", &place.shard, "--json"])["samples"], 5);
+    assert_eq!(
+        ok(&["data", "inspect", &place.shard, "--json", "--out", &sheet])["skipped"],
+        1
+    );
+    assert_eq!(
+        ok(&[
+            "data",
+            "convert",
+            &place.shard,
+            "--json",
+            "--to",
+            "folder",
+            "--out",
+            &place.text("f")
+        ])["samples"],
+        7
+    );
+    assert!(
+        ok(&["data", "bench", &place.shard, "--json", "--size", "32"])["images_per_second"].as_f64()
+            > Some(0.0)
+    );
+    let out = call(&["data", "verify", &place.shard, "--json"]);
+    assert_eq!(out.status.code(), Some(2), "a bad sample is a failure");
+    let found: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!((&found["seen"], &found["good"]), (&json!(5), &json!(4)));
+    refused(&["data", "stats", "no-such.tar"], "no-such.tar");
+    refused(
+        &["data", "stats", &format!("{}/*.tar", place.text("f"))],
+        "matches no file",
+    );
+}
+
+#[test]
+fn bad_input_is_named_and_exits_with_two() {
+    let place = Place::new();
+    let (opt, itm, out) = (fixture("parity/opt"), fixture("parity/itm"), place.text("bad"));
+    let keys = place.at("keys.txt");
+    std::fs::write(&keys, "boat\nship\n").expect("write");
+    let keys = keys.to_string_lossy().into_owned();
+    let eval = |verb: &'static str, data: &str, model: &str, more: &[&str], named: &str| {
+        let args = [&["eval", verb, data, "--model", model, "--out", &out][..], more].concat();
+        refused(&args, named);
+    };
+    eval("caption", "no-such.tar", &opt, &[], "no-such.tar");
+    eval("caption", &place.shard, "./no-such-model", &[], "no-such-model");
+    eval("caption", &place.shard, &itm, &[], "language model");
+    eval("caption", &place.shard, &opt, &["--keys", &keys], "ship");
+    eval(
+        "caption",
+        &place.shard,
+        &opt,
+        &["--rank", "2", "--world", "2"],
+        "--world",
+    );
+    eval("caption", &place.shard, &opt, &["--batch", "0"], "--batch");
+    eval(
+        "caption",
+        &place.shard,
+        &opt,
+        &["--expected", "nonesuch"],
+        "nonesuch",
+    );
+    eval("caption", "-", &opt, &[], "standard input");
+    eval("retrieval", &place.shard, &opt, &[], "text branch");
+    eval("vqa", &place.shard, &opt, &[], "questions");
+    eval("itm", &place.shard, &itm, &["--negatives", "0"], "--negatives");
+    refused(&["eval", "merge", &place.text("nowhere")], "nowhere");
+}
