@@ -6,6 +6,7 @@ mod half;
 mod lavis;
 mod losses;
 mod memory;
+mod nano;
 mod parity;
 mod session;
 mod support;

@@ -172,6 +172,7 @@ where
     fn stage2(&self) -> Result<Ended, RecipeError> {
         let config = Stage2Config {
             llm_dropout: self.recipe.stage2.llm_dropout,
+            projection_only: self.recipe.stage2.projection_only,
         };
         let (device, seed) = (self.device.clone(), self.recipe.train.seed);
         let bridge = self.bridge()?;
