@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::level::per_level;
-use crate::math::{erf, exp, sigmoid, sigmoid_and_slope};
+use crate::math::{erf, exp_nonpositive, sigmoid, sigmoid_and_slope};
 
 /// Point-wise functions (names as in Hugging Face configs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ fn derivative_body<const FMA: bool>(act: Act, x: &[f32], grad: &mut [f32]) {
         Act::Identity => {}
         Act::Gelu => map(x, grad, |v| {
             let cdf = 0.5 * (1.0 + erf::<FMA>(v * std::f32::consts::FRAC_1_SQRT_2));
-            cdf + v * INV_SQRT_2PI * exp::<FMA>(-0.5 * v * v)
+            cdf + v * INV_SQRT_2PI * exp_nonpositive::<FMA>(-0.5 * v * v)
         }),
         Act::GeluTanh => map(x, grad, |v| {
             let (s, slope) = sigmoid_and_slope::<FMA>(SQRT_8_OVER_PI * (v + CUBIC * v * v * v));

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::gemm::{Mat, Out, matmul_into};
 use crate::level::per_level;
-use crate::math::exp;
+use crate::math::exp_nonpositive;
 use crate::skinny::{self, Plain};
 
 /// `[B, H, T, d]` in memory with strides; the last axis is contiguous.
@@ -350,7 +350,7 @@ fn softmax_body<const FMA: bool>(row: &mut [f32], mask: Option<&[f32]>, scale: f
     }
     let largest = lanes(row, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
     for x in row.iter_mut() {
-        *x = exp::<FMA>(*x - largest);
+        *x = exp_nonpositive::<FMA>(*x - largest);
     }
     let inverse = 1.0 / lanes(row, 0.0, |a, b| a + b);
     for x in row.iter_mut() {

@@ -11,6 +11,7 @@ pub mod gemm;
 pub mod level;
 pub mod math;
 pub mod norm;
+pub mod quant;
 mod simd;
 pub mod skinny;
 

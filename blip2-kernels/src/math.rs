@@ -9,28 +9,43 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// `e^x`; zero below -87.3 (f32 denormals are not produced), infinite above 88.7.
+/// `e^x = p 2^n`
 #[inline(always)]
-pub fn exp<const FMA: bool>(x: f32) -> f32 {
+fn exp_parts<const FMA: bool>(x: f32) -> (f32, i32) {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
     // adding and subtracting 1.5 * 2^23 rounds to an integer, which then stands in the low bits
     const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.3, 88.8);
-    let shifted = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = fma::<FMA>(n, -LN2_LO, fma::<FMA>(n, -LN2_HI, clamped));
+    let r = fma::<FMA>(n, -LN2_LO, fma::<FMA>(n, -LN2_HI, x));
     let mut p = 1.395_171_8e-3;
     p = fma::<FMA>(p, r, 8.369_599e-3);
     p = fma::<FMA>(p, r, 4.166_618_7e-2);
     p = fma::<FMA>(p, r, 1.666_651_3e-1);
     p = fma::<FMA>(p, r, 0.5);
     p = fma::<FMA>(p, r * r, r) + 1.0;
+    (p, (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32))
+}
+
+/// `e^x`; zero below -87.3 (f32 denormals are not produced), infinite above 88.7.
+#[inline(always)]
+pub fn exp<const FMA: bool>(x: f32) -> f32 {
+    let (p, n) = exp_parts::<FMA>(x.clamp(-87.3, 88.8));
     // two factors, because 2^128 alone is not a float
-    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
     let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
     let y = p * power(half) * power(n - half);
+    if x < -87.3 { 0.0 } else { y }
+}
+
+/// `e^x` for `x <= 0`, half the work of [`exp`]; zero below -87.3.
+#[inline(always)]
+pub fn exp_nonpositive<const FMA: bool>(x: f32) -> f32 {
+    // the comparison keeps NaN
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let (p, n) = exp_parts::<FMA>(clamped);
+    let y = p * f32::from_bits((n.wrapping_add(127) << 23) as u32);
     if x < -87.3 { 0.0 } else { y }
 }
 
@@ -56,7 +71,7 @@ pub fn erf<const FMA: bool>(x: f32) -> f32 {
     large = fma::<FMA>(large, t4, -1.062_561e-1);
     large = fma::<FMA>(large, t4, -6.351_397e-1);
     large = fma::<FMA>(large, t4, -1.128_651_4);
-    let large = (1.0 - exp::<FMA>(large * t4)).copysign(x);
+    let large = (1.0 - exp_nonpositive::<FMA>(large * t4)).copysign(x);
     if t < 0.9277 { small } else { large }
 }
 
@@ -69,7 +84,7 @@ pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
 /// `(s, s (1 - s))` with `s = sigmoid(x)`; nothing cancels on either side.
 #[inline(always)]
 pub fn sigmoid_and_slope<const FMA: bool>(x: f32) -> (f32, f32) {
-    let e = exp::<FMA>(-x.abs());
+    let e = exp_nonpositive::<FMA>(-x.abs());
     let r = 1.0 / (1.0 + e);
     (if x < 0.0 { e * r } else { r }, e * r * r)
 }
@@ -113,6 +128,12 @@ mod tests {
     fn exp_is_within_two_units_in_the_last_place() {
         assert!(worst_ulp(exp::<true>, f64::exp, 87.0) < 1.5);
         assert!(worst_ulp(exp::<false>, f64::exp, 87.0) < 2.0);
+        let below = |x: f64| f64::from(exp_nonpositive::<true>(x as f32));
+        for x in [-87.2, -40.3, -1.0, -1e-3, 0.0] {
+            assert!((below(x) / (f64::from(x as f32)).exp() - 1.0).abs() < 2e-7, "{x}");
+        }
+        assert_eq!(exp_nonpositive::<true>(f32::NEG_INFINITY), 0.0);
+        assert!(exp_nonpositive::<true>(f32::NAN).is_nan());
         assert_eq!(exp::<true>(-1e30), 0.0);
         assert_eq!(exp::<true>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp::<true>(0.0), 1.0);

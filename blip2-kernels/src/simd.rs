@@ -24,10 +24,13 @@ pub(crate) trait Simd {
     unsafe fn store_part(x: *mut f32, n: usize, v: Self::V);
     /// bf16 values, widened.
     unsafe fn load_bf16(x: *const u16) -> Self::V;
+    /// f16 values, widened.
+    unsafe fn load_f16(x: *const u16) -> Self::V;
     /// Signed bytes, converted.
     unsafe fn load_i8(x: *const i8) -> Self::V;
-    /// Low and high halves of bytes, numbers 0 to 15.
-    unsafe fn load_u4(x: *const u8) -> (Self::V, Self::V);
+    /// Low and high halves of bytes, numbers 0 to 15 that stand for -8 to 7, times `scale`.
+    unsafe fn load_u4(x: *const u8, scale: f32) -> (Self::V, Self::V);
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -85,16 +88,30 @@ impl Simd for Portable {
         x.map(|x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
+    unsafe fn load_f16(x: *const u16) -> Self::V {
+        // SAFETY: the caller's
+        let x = unsafe { x.cast::<[u16; 8]>().read_unaligned() };
+        x.map(|x| half::f16::from_bits(x).to_f32())
+    }
+    #[inline(always)]
     unsafe fn load_i8(x: *const i8) -> Self::V {
         // SAFETY: the caller's
         let x = unsafe { x.cast::<[i8; 8]>().read_unaligned() };
         x.map(f32::from)
     }
     #[inline(always)]
-    unsafe fn load_u4(x: *const u8) -> (Self::V, Self::V) {
+    unsafe fn load_u4(x: *const u8, scale: f32) -> (Self::V, Self::V) {
         // SAFETY: the caller's
         let x = unsafe { x.cast::<[u8; 8]>().read_unaligned() };
-        (x.map(|x| f32::from(x & 15)), x.map(|x| f32::from(x >> 4)))
+        let value = |x: u8| (f32::from(x) - 8.0) * scale;
+        (x.map(|x| value(x & 15)), x.map(|x| value(x >> 4)))
+    }
+    #[inline(always)]
+    unsafe fn mul(mut a: Self::V, b: Self::V) -> Self::V {
+        for i in 0..8 {
+            a[i] *= b[i];
+        }
+        a
     }
     #[inline(always)]
     unsafe fn add(mut a: Self::V, b: Self::V) -> Self::V {
@@ -122,7 +139,7 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512, transpose8};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -130,7 +147,7 @@ mod x86 {
 
     use super::Simd;
 
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     pub(crate) struct Avx2;
 
     #[inline(always)]
@@ -178,17 +195,27 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn load_f16(x: *const u16) -> __m256 {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.cast())) }
+        }
+        #[inline(always)]
         unsafe fn load_i8(x: *const i8) -> __m256 {
             unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()))) }
         }
         #[inline(always)]
-        unsafe fn load_u4(x: *const u8) -> (__m256, __m256) {
+        unsafe fn load_u4(x: *const u8, scale: f32) -> (__m256, __m256) {
             unsafe {
                 let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.cast()));
                 let low = _mm256_and_si256(wide, _mm256_set1_epi32(15));
                 let high = _mm256_srli_epi32::<4>(wide);
-                (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+                let (scale, shift) = (_mm256_set1_ps(scale), _mm256_set1_ps(-8.0 * scale));
+                let value = |x| _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), scale, shift);
+                (value(low), value(high))
             }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
@@ -208,6 +235,52 @@ mod x86 {
         }
         unsafe fn dot_pairs(_: __m256, _: __m256, _: __m256) -> __m256 {
             unreachable!("bf16 products are chosen only where the processor has them")
+        }
+    }
+
+    /// Rows and columns exchanged.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    pub(crate) unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+        unsafe {
+            let low = |a, b| _mm256_unpacklo_ps(a, b);
+            let high = |a, b| _mm256_unpackhi_ps(a, b);
+            let t = [
+                low(r[0], r[1]),
+                high(r[0], r[1]),
+                low(r[2], r[3]),
+                high(r[2], r[3]),
+                low(r[4], r[5]),
+                high(r[4], r[5]),
+                low(r[6], r[7]),
+                high(r[6], r[7]),
+            ];
+            let first = |a, b| _mm256_shuffle_ps::<0x44>(a, b);
+            let second = |a, b| _mm256_shuffle_ps::<0xee>(a, b);
+            let q = [
+                first(t[0], t[2]),
+                second(t[0], t[2]),
+                first(t[1], t[3]),
+                second(t[1], t[3]),
+                first(t[4], t[6]),
+                second(t[4], t[6]),
+                first(t[5], t[7]),
+                second(t[5], t[7]),
+            ];
+            let left = |i: usize| _mm256_permute2f128_ps::<0x20>(q[i], q[i + 4]);
+            let right = |i: usize| _mm256_permute2f128_ps::<0x31>(q[i], q[i + 4]);
+            [
+                left(0),
+                left(1),
+                left(2),
+                left(3),
+                right(0),
+                right(1),
+                right(2),
+                right(3),
+            ]
         }
     }
 
@@ -256,17 +329,32 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn load_f16(x: *const u16) -> __m512 {
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast())) }
+        }
+        #[inline(always)]
         unsafe fn load_i8(x: *const i8) -> __m512 {
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()))) }
         }
         #[inline(always)]
-        unsafe fn load_u4(x: *const u8) -> (__m512, __m512) {
+        unsafe fn load_u4(x: *const u8, scale: f32) -> (__m512, __m512) {
             unsafe {
-                let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
-                let low = _mm512_and_si512(wide, _mm512_set1_epi32(15));
-                let high = _mm512_srli_epi32::<4>(wide);
-                (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high))
+                // the permutation reads four bits of each index: a table look-up needs no masking
+                let levels = _mm512_setr_ps(
+                    -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+                );
+                let levels = _mm512_mul_ps(levels, _mm512_set1_ps(scale));
+                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
+                let high = _mm512_srli_epi32::<4>(low);
+                (
+                    _mm512_permutexvar_ps(low, levels),
+                    _mm512_permutexvar_ps(high, levels),
+                )
             }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {

@@ -1,10 +1,10 @@
 //! Products with few rows on the left (decoding, beams): every weight is read once from memory, in the form in
 //! which it is stored, and used for all rows while it is in registers. Nothing is packed.
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::gemm::{Epilogue, Out, finish};
+use crate::gemm::{Epilogue, Out, finish, round_row};
 use crate::level::Level;
 use crate::simd::{Portable, Simd};
 
@@ -18,12 +18,20 @@ pub trait Weights: Sync {
 
 /// Dot products of a few rows of weights with a few rows of `x`, the core of each weight format.
 pub(crate) trait Dot: Weights {
+    /// What `x` is given as.
+    type X: Copy + Sync;
+    /// Whether [`Simd::dot_pairs`] is used.
+    const PAIRS: bool = false;
+
     /// `sums[i][j] = x_i . w_{row + j}` for `x [X, k]` at `x`.
     ///
     /// # Safety
     /// The processor has the instructions of `S`; rows `row..row + W` exist; `x` holds `X` rows of `depth` values.
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const f32)
-    -> [[f32; W]; X];
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const Self::X,
+    ) -> [[f32; W]; X];
 }
 
 /// Unquantised weights, row-major; rows may be apart.
@@ -93,7 +101,21 @@ impl Stored for bf16 {
     }
 }
 
+impl Stored for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(x: *const Self) -> S::V {
+        // SAFETY: the caller's; f16 is a transparent u16
+        unsafe { S::load_f16(x.cast()) }
+    }
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+}
+
 impl<T: Stored> Dot for Plain<'_, T> {
+    type X = f32;
+
     #[inline(always)]
     unsafe fn dot<S: Simd, const X: usize, const W: usize>(
         &self,
@@ -135,6 +157,70 @@ impl<T: Stored> Dot for Plain<'_, T> {
     }
 }
 
+/// bf16 weights that meet an input rounded to bf16: nothing is widened, two products per lane.
+struct Pairs<'a>(Plain<'a, bf16>);
+
+impl Weights for Pairs<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows
+    }
+    fn depth(&self) -> usize {
+        self.0.depth
+    }
+}
+
+impl Dot for Pairs<'_> {
+    type X = bf16;
+    const PAIRS: bool = true;
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const bf16,
+    ) -> [[f32; W]; X] {
+        let Plain {
+            data,
+            depth,
+            stride,
+            rows,
+        } = self.0;
+        debug_assert!(row + W <= rows);
+        // SAFETY: as in `Plain`; a lane covers two values
+        unsafe {
+            let w = data.as_ptr().add(row * stride);
+            let mut sums = [[S::zero(); W]; X];
+            let step = 2 * S::LANES;
+            let full = depth / step * step;
+            let mut p = 0;
+            while p < full {
+                let mut weights = [S::zero(); W];
+                for (j, weight) in weights.iter_mut().enumerate() {
+                    *weight = S::load(w.add(j * stride + p).cast());
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x = S::load(x.add(i * depth + p).cast());
+                    for (sum, &weight) in sums.iter_mut().zip(&weights) {
+                        *sum = S::dot_pairs(x, weight, *sum);
+                    }
+                }
+                p += step;
+            }
+            let mut out = [[0f32; W]; X];
+            for i in 0..X {
+                for j in 0..W {
+                    let mut sum = S::sum(sums[i][j]);
+                    for p in full..depth {
+                        sum += (*x.add(i * depth + p)).wide() * (*w.add(j * stride + p)).wide();
+                    }
+                    out[i][j] = sum;
+                }
+            }
+            out
+        }
+    }
+}
+
 /// Weight rows per task: enough work to hide the scheduling.
 const TASK: usize = 64;
 
@@ -142,7 +228,7 @@ const TASK: usize = 64;
 ///
 /// # Panics
 /// If the sizes do not match.
-pub(crate) fn linear<D: Dot>(x: &[f32], m: usize, w: &D, epilogue: Epilogue<'_>) -> Vec<f32> {
+pub(crate) fn linear<D: Dot>(x: &[D::X], m: usize, w: &D, epilogue: Epilogue<'_>) -> Vec<f32> {
     let (n, k) = (w.rows(), w.depth());
     assert_eq!(x.len(), m * k, "input of a linear map");
     assert!(
@@ -179,7 +265,18 @@ pub fn linear_f32(x: &[f32], m: usize, w: Plain<'_, f32>, epilogue: Epilogue<'_>
     linear(x, m, &w, epilogue)
 }
 
-/// As [`linear_f32`]; weights are widened in registers, nothing is rounded.
+/// As [`linear_f32`]; weights are widened in registers.
+///
+/// # Panics
+/// If the sizes do not match.
+pub fn linear_f16(x: &[f32], m: usize, w: Plain<'_, f16>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    linear(x, m, &w, epilogue)
+}
+
+/// Up to this many rows the memory is slower than widening, so that nothing need be rounded.
+const EXACT_ROWS: usize = 5;
+
+/// As [`linear_f32`]; weights are widened in registers.
 ///
 /// # Panics
 /// If the sizes do not match.
@@ -187,26 +284,52 @@ pub fn linear_bf16(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'
     linear(x, m, &w, epilogue)
 }
 
+/// As [`linear_bf16`], but beyond a handful of rows `x` is rounded to bf16 where the processor multiplies such pairs.
+///
+/// # Panics
+/// If the sizes do not match.
+pub fn linear_bf16_rounded(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    if m <= EXACT_ROWS || Level::detect() < Level::Avx512Bf16 {
+        return linear(x, m, &w, epilogue);
+    }
+    let mut rounded = vec![bf16::ZERO; x.len()];
+    round_row(x, &mut rounded);
+    linear(&rounded, m, &Pairs(w), epilogue)
+}
+
 /// Columns `first..first + columns` of the product, on this thread; rows of `out` are `stride` apart.
 ///
 /// # Safety
 /// `out` has room for them, and nobody else touches them.
-pub(crate) unsafe fn block<D: Dot>(x: &[f32], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
+pub(crate) unsafe fn block<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
     debug_assert!(x.len() >= m * w.depth());
     #[cfg(target_arch = "x86_64")]
     {
         use crate::simd::{Avx2, Avx512};
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        unsafe fn avx512<D: Dot>(x: &[f32], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn avx512<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
             // SAFETY: the caller's
             unsafe { tiles::<Avx512, D>(x, m, w, range, out, stride) }
         }
-        #[target_feature(enable = "avx2,fma")]
-        unsafe fn avx2<D: Dot>(x: &[f32], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn avx2<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
             // SAFETY: the caller's
             unsafe { tiles::<Avx2, D>(x, m, w, range, out, stride) }
         }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        unsafe fn pairs<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
+            // SAFETY: the caller's
+            unsafe { tiles::<Avx512, D>(x, m, w, range, out, stride) }
+        }
         let level = Level::detect();
+        if D::PAIRS {
+            assert!(
+                level >= Level::Avx512Bf16,
+                "pairs of bf16 without the instructions"
+            );
+            // SAFETY: detected; the rest is the caller's
+            return unsafe { pairs(x, m, w, range, out, stride) };
+        }
         if level >= Level::Avx512 {
             // SAFETY: detected; the rest is the caller's
             return unsafe { avx512(x, m, w, range, out, stride) };
@@ -222,7 +345,7 @@ pub(crate) unsafe fn block<D: Dot>(x: &[f32], m: usize, w: &D, range: [usize; 2]
 
 #[inline(always)]
 unsafe fn tiles<S: Simd, D: Dot>(
-    x: &[f32],
+    x: &[D::X],
     m: usize,
     w: &D,
     [first, columns]: [usize; 2],
@@ -302,16 +425,31 @@ mod tests {
                 bias: Some(&bias),
                 act: Act::Identity,
             };
+            let exact: Vec<f16> = narrow.iter().map(|w| f16::from_f32(w.to_f32())).collect();
+            let sixteen = linear_f16(&x, m, Plain::new(&exact, [n, k], k), epilogue);
             let half = linear_bf16(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
+            let rounded = linear_bf16_rounded(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
             let full = linear_f32(&x, m, Plain::new(&wide, [n, k], k), epilogue);
             for i in 0..m {
                 for j in 0..n {
                     let terms = (0..k).map(|p| f64::from(x[i * k + p]) * f64::from(wide[j * k + p]));
                     let want = terms.sum::<f64>() + f64::from(bias[j]);
                     // at most 100 f32 roundings of sums of terms below one
-                    for got in [half[i * n + j], full[i * n + j]] {
-                        assert!((f64::from(got) - want).abs() < 2e-5, "{m} {k} {n} at {i} {j}");
-                    }
+                    let off = |got: f32| (f64::from(got) - want).abs();
+                    assert!(off(full[i * n + j]) < 2e-5, "{m} {k} {n} at {i} {j}");
+                    // eight bits of a bf16 near one fit into the eleven of an f16, but for the smallest
+                    assert!(off(sixteen[i * n + j]) < 3e-5, "f16 {m} {k} {n} at {i} {j}");
+                    // many rows are rounded to bf16: at most 2^-9 per product, five deviations
+                    let rounding = if m > EXACT_ROWS {
+                        4e-3 * (k as f64).sqrt()
+                    } else {
+                        0.0
+                    };
+                    assert!(off(half[i * n + j]) < 2e-5, "{m} {k} {n} at {i} {j}");
+                    assert!(
+                        off(rounded[i * n + j]) < 2e-5 + rounding,
+                        "{m} {k} {n} at {i} {j}"
+                    );
                 }
             }
         }

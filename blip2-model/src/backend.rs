@@ -305,3 +305,6 @@ macro_rules! with_backend_dispatch {
         }
     }};
 }
+
+#[cfg(all(test, feature = "flex", feature = "ndarray", feature = "autodiff"))]
+mod tests;

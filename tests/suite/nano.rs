@@ -9,8 +9,8 @@ use blip2_model::processor::{DecodeOptions, RgbImage, decode_bytes};
 use blip2_model::session::{Request, Session};
 use blip2_train::data::webdataset::{AnyTarShard, TarFields};
 use blip2_train::distributed::Single;
-use blip2_train::recipe::start::{self, Ended, Environment};
 use blip2_train::recipe::Recipe;
+use blip2_train::recipe::start::{self, Ended, Environment};
 use blip2_train::run::Interrupt;
 use burn::backend::Autodiff;
 
@@ -46,7 +46,10 @@ fn recipe(stage: &str, steps: usize, model: &str) -> Recipe {
         "language_model" => "pack = false",
         _ => "",
     };
-    let common = CONFIG.replace("[data]", &format!("[data]\n{data}\ntrain = [{{ path = \"{ROOT}/tests/fixtures/nano/eight.tar\" }}]"));
+    let common = CONFIG.replace(
+        "[data]",
+        &format!("[data]\n{data}\ntrain = [{{ path = \"{ROOT}/tests/fixtures/nano/eight.tar\" }}]"),
+    );
     let text = format!(
         "stage = \"{stage}\"\n[model]\n{model}\n{common}\n[schedule]\nmax_iters = {steps}\ninit_lr = 3e-3\nmin_lr = 1e-4\nwarmup_steps = 10\n"
     );
@@ -70,7 +73,9 @@ fn train(recipe: &Recipe, folder: &Path) -> PathBuf {
 /// The value of one number in the last step that has it.
 fn last(folder: &Path, name: &str) -> f64 {
     let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     rows.filter_map(|row| row.get(name)?.as_f64()).last().unwrap()
 }
 
@@ -133,6 +138,9 @@ fn both_stages_learn_eight_pictures_by_heart() {
         })
         .collect();
     let answers = session.answer(&images, &requests).unwrap();
-    let said: Vec<&str> = answers.iter().map(|answer| answer.outputs[0].text.as_str()).collect();
+    let said: Vec<&str> = answers
+        .iter()
+        .map(|answer| answer.outputs[0].text.as_str())
+        .collect();
     assert_eq!(said, captions);
 }

@@ -32,7 +32,7 @@ pub struct CommonArgs {
     /// Dtype of the frozen parts' matrices: auto (as in the file), f32, f16 or bf16
     #[arg(long, default_value = "auto")]
     pub dtype: PartDtype,
-    /// Dtype of the language model alone
+    /// Dtype of the language model alone; also int8 and int4: linear maps packed while loading, for faster decoding
     #[arg(long, value_name = "DTYPE")]
     pub dtype_llm: Option<PartDtype>,
     /// Load even if tensors are missing or unused

@@ -182,5 +182,7 @@ fn name(dtype: PartDtype) -> &'static str {
         PartDtype::F32 => "f32",
         PartDtype::F16 => "f16",
         PartDtype::BF16 => "bf16",
+        PartDtype::Int8 => "int8",
+        PartDtype::Int4 => "int4",
     }
 }

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use pack::{Element, Mat};
+pub use pack::{Element, Form, Mat};
 use pack::{pack, steps};
 use tile::{Args, Tiles};
 
@@ -40,12 +40,13 @@ impl Epilogue<'_> {
     };
 }
 
-/// `act(a b + bias)` for `a [m, k]` and `b [k, n]` -> `[m, n]`, exact to f32 whatever the type of `b`.
+/// `act(a b + bias)` for `a [m, k]` and `b [k, n]` -> `[m, n]`, exact to f32 whatever the type of `b`
+/// (narrow weights are widened while they are packed).
 ///
 /// # Panics
 /// If the sizes do not match.
 pub fn matmul<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>) -> Vec<f32> {
-    run_all(a, b, epilogue, false)
+    run_all(a, b, epilogue)
 }
 
 /// As [`matmul`], with `a` rounded to bf16 where the processor multiplies pairs of bf16 (products and sums in
@@ -54,14 +55,62 @@ pub fn matmul<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>
 /// # Panics
 /// If the sizes do not match.
 pub fn matmul_bf16(a: Mat<'_, f32>, b: Mat<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
-    run_all(a, b, epilogue, true)
+    if Level::detect() < Level::Avx512Bf16 {
+        return run_all(a, b, epilogue);
+    }
+    let rounded = round(a);
+    run_all(Mat::new(&rounded, a.rows, a.columns), b, epilogue)
 }
 
-fn run_all<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>, pairs: bool) -> Vec<f32> {
+/// As [`matmul`] or, with `a` as rounded by [`round`], as [`matmul_bf16`], into columns of a larger result.
+///
+/// # Safety
+/// `out` has room for `m` rows of `n` columns at `stride`, and nobody else touches those.
+pub(crate) unsafe fn matmul_columns<A: Element, B: Element>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    out: *mut f32,
+    stride: usize,
+    epilogue: Epilogue<'_>,
+) {
+    // SAFETY: the caller's
+    unsafe { product(a, b, Out(out), stride, epilogue, true) };
+}
+
+/// Row-major bf16, rounded to nearest even.
+pub(crate) fn round(a: Mat<'_, f32>) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; a.rows * a.columns];
+    let rows = out.par_chunks_mut(a.columns.max(1)).enumerate();
+    rows.with_min_len(16).for_each(|(i, out)| {
+        let row = &a.data[i * a.row_stride..];
+        if a.column_stride == 1 {
+            round_row(&row[..out.len()], out);
+        } else {
+            for (out, &x) in out.iter_mut().zip(row.iter().step_by(a.column_stride.max(1))) {
+                *out = bf16::from_bits(x.narrow());
+            }
+        }
+    });
+    out
+}
+
+per_level! {
+    /// `out = x`, rounded to nearest even.
+    pub(crate) fn round_row(x: &[f32], out: &mut [bf16]) = round_body;
+}
+
+#[inline(always)]
+fn round_body<const FMA: bool>(x: &[f32], out: &mut [bf16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = bf16::from_bits(x.narrow());
+    }
+}
+
+fn run_all<A: Element, B: Element>(a: Mat<'_, A>, b: Mat<'_, B>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let (m, n) = (a.rows, b.columns);
     let mut out = vec![0f32; m * n];
     // SAFETY: `out` has the size of the result and is ours
-    unsafe { product(a, b, Out(out.as_mut_ptr()), n, epilogue, pairs, true) };
+    unsafe { product(a, b, Out(out.as_mut_ptr()), n, epilogue, true) };
     out
 }
 
@@ -71,7 +120,7 @@ fn run_all<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>, p
 /// `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches those.
 pub(crate) unsafe fn matmul_into(a: Mat<'_, f32>, b: Mat<'_, f32>, out: *mut f32, stride: usize) {
     // SAFETY: the caller's
-    unsafe { product(a, b, Out(out), stride, Epilogue::NONE, false, false) };
+    unsafe { product(a, b, Out(out), stride, Epilogue::NONE, false) };
 }
 
 /// A result that several threads write, each its own part.
@@ -100,13 +149,12 @@ impl Out {
 
 /// # Safety
 /// `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches those.
-unsafe fn product<T: Element>(
-    a: Mat<'_, f32>,
-    b: Mat<'_, T>,
+unsafe fn product<A: Element, B: Element>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
     out: Out,
     stride: usize,
     epilogue: Epilogue<'_>,
-    pairs: bool,
     parallel: bool,
 ) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
@@ -127,7 +175,8 @@ unsafe fn product<T: Element>(
         }
         return;
     }
-    let tiles = Tiles::choose(Level::detect(), pairs);
+    // pairs of bf16 where both factors are bf16
+    let tiles = Tiles::choose(Level::detect(), A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
     let per_step = if tiles.pairs { 2 } else { 1 };
     let depth = DEPTH * per_step;
     with_buffer(
@@ -167,7 +216,7 @@ unsafe fn product<T: Element>(
 }
 
 /// Packs all of the left factor: blocks along the contraction, in them panels of rows.
-fn pack_left(a: Mat<'_, f32>, tiles: &Tiles, depth: usize, left: &mut [u32], parallel: bool) {
+fn pack_left<A: Element>(a: Mat<'_, A>, tiles: &Tiles, depth: usize, left: &mut [u32], parallel: bool) {
     let (m, k) = (a.rows, a.columns);
     let transposed = a.transposed();
     let mut rest = left;

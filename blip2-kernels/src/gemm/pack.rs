@@ -1,7 +1,7 @@
 //! Panels: both factors copied once into the order in which the tiles read them. A panel holds u32 words:
 //! the bits of one f32, or of two bf16 that follow each other along the contraction.
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// Matrix with strides; element `(i, j)` is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +62,21 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
+/// How a vector of stored scalars becomes one of f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// It is one.
+    F32,
+    /// Upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
 /// A scalar that can be packed either way.
-pub trait Element: Copy + Sync {
+pub trait Element: Copy + Sync + Send {
+    /// What is stored.
+    const FORM: Form;
     /// As f32.
     fn wide(self) -> f32;
     /// As bf16, rounded to nearest even.
@@ -71,6 +84,8 @@ pub trait Element: Copy + Sync {
 }
 
 impl Element for f32 {
+    const FORM: Form = Form::F32;
+
     #[inline(always)]
     fn wide(self) -> f32 {
         self
@@ -78,14 +93,16 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(self) -> u16 {
         let bits = self.to_bits();
-        if self.is_nan() {
-            return (bits >> 16) as u16 | 0x40;
-        }
-        (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        // rounding could carry a NaN into infinity
+        let kept = if self.is_nan() { bits | 0x40_0000 } else { rounded };
+        (kept >> 16) as u16
     }
 }
 
 impl Element for bf16 {
+    const FORM: Form = Form::Bf16;
+
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -93,6 +110,19 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(self) -> u16 {
         self.to_bits()
+    }
+}
+
+impl Element for f16 {
+    const FORM: Form = Form::F16;
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(self) -> u16 {
+        self.to_f32().narrow()
     }
 }
 
@@ -129,9 +159,17 @@ pub(super) fn pack<T: Element>(
             let start = (first + j) * m.column_stride + from;
             &m.data[start..start + depth]
         };
+        #[cfg(target_arch = "x86_64")]
+        let done = {
+            let size = [steps - usize::from(pairs && depth % 2 == 1), columns];
+            let start = first * m.column_stride + from;
+            pack_lines(&m.data[start..], m.column_stride, size, width, pairs, out)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let done = [0, 0];
         for start in (0..steps).step_by(BLOCK) {
             let end = (start + BLOCK).min(steps);
-            for j in 0..columns {
+            for j in if end <= done[0] { done[1] } else { 0 }..columns {
                 let line = line(j);
                 let out = out[start * width + j..].iter_mut().step_by(width);
                 if pairs {
@@ -166,4 +204,67 @@ pub(super) fn pack<T: Element>(
             }
         }
     }
+}
+
+/// The vector form of packing from lines along the contraction: as many whole blocks of 16 steps by 8 columns as
+/// there are. Says how many steps and columns that was.
+#[cfg(target_arch = "x86_64")]
+fn pack_lines<T: Element>(
+    data: &[T],
+    line: usize,
+    [steps, columns]: [usize; 2],
+    width: usize,
+    pairs: bool,
+    out: &mut [u32],
+) -> [usize; 2] {
+    use crate::level::Level;
+    use crate::simd::{Avx2, Simd, transpose8};
+
+    let done = [steps / BLOCK * BLOCK, columns / 8 * 8];
+    if Level::detect() < Level::Avx2 || (pairs && T::FORM != Form::Bf16) || done.contains(&0) {
+        return [0, 0];
+    }
+    let per_step = if pairs { 2 } else { 1 };
+    assert!((columns - 1) * line + steps * per_step <= data.len() && steps * width <= out.len());
+
+    /// # Safety
+    /// AVX2; all blocks lie inside both slices.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn blocks<T: Element, const WIDEN: bool>(
+        data: *const T,
+        line: usize,
+        done: [usize; 2],
+        width: usize,
+        per_step: usize,
+        out: *mut u32,
+    ) {
+        for start in (0..done[0]).step_by(8) {
+            for j in (0..done[1]).step_by(8) {
+                // SAFETY: the caller checked both ends
+                unsafe {
+                    let rows = std::array::from_fn(|i| {
+                        let x = data.add((j + i) * line + start * per_step);
+                        match T::FORM {
+                            Form::Bf16 if WIDEN => Avx2::load_bf16(x.cast()),
+                            Form::F16 => Avx2::load_f16(x.cast()),
+                            // one f32, or a pair of bf16 as one word
+                            _ => Avx2::load(x.cast()),
+                        }
+                    });
+                    for (i, row) in transpose8(rows).into_iter().enumerate() {
+                        Avx2::store(out.add((start + i) * width + j).cast(), row);
+                    }
+                }
+            }
+        }
+    }
+    // SAFETY: detected; the assertion covers the last element read and written
+    unsafe {
+        if pairs {
+            blocks::<T, false>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
+        } else {
+            blocks::<T, true>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
+        }
+    }
+    done
 }

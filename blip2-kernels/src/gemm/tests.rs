@@ -87,6 +87,11 @@ fn bf16_weights_exact_and_with_rounded_input() {
                 check(a, b, &matmul_bf16(a, b, Epilogue::NONE), None, 0.0);
             }
         }
+        let exact: Vec<half::f16> = values(k * n, 4).iter().map(|&x| half::f16::from_f32(x)).collect();
+        for b in [Mat::new(&exact, k, n), Mat::new(&exact, n, k).transposed()] {
+            let a = Mat::new(&a, m, k);
+            check(a, b, &matmul(a, b, Epilogue::NONE), None, 0.0);
+        }
         // an input with more bits is rounded to 8: at most 2^-9 per product, five deviations
         let a = values(m * k, 5);
         let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
