@@ -1,5 +1,5 @@
 //! Nasty files, and good ones with bytes changed: every reader answers with content or a typed error, without a panic
-//! and without a single large allocation. The same functions are the targets of `fuzz/`.
+//! and without a single large allocation. The same functions are the targets of `tests/fuzz/`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

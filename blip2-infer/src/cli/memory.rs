@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use blip2_model::backend::{BackendKind, SelectDevice};
 use blip2_model::catalogue;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
@@ -96,6 +96,16 @@ fn read(name: &str) -> Result<(Blip2Config, Vec<TensorInfo>)> {
 
 pub(super) fn run(args: &MemoryArgs) -> Result<()> {
     let kind = BackendKind::choose(args.backend.as_deref())?;
+    if args
+        .dtype
+        .iter()
+        .chain(&args.dtype_llm)
+        .any(|dtype| dtype.bits().is_some())
+    {
+        bail!(
+            "memory predicts auto, f32, f16 and bf16; packed weights are 8 or 4 bits and a scale per 32 weights"
+        );
+    }
     let (config, files) = read(&args.model)?;
     let head = [
         "dtype",

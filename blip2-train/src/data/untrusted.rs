@@ -1,4 +1,4 @@
-//! Every way in for bytes from outside, one call each: what the fuzz targets (`fuzz/`) and the test of stored nasty
+//! Every way in for bytes from outside, one call each: what the fuzz targets (`tests/fuzz/`) and the test of stored nasty
 //! files call. None of these may panic, whatever the bytes are.
 
 use blip2_model::processor::{Alpha, DecodeOptions, decode_bytes, read_header};
