@@ -100,8 +100,9 @@ impl<'a> Loader<'a> {
         Ok(self.report)
     }
 
-    /// Bytes for the parameter at `path`, in the dtype of the policy; `None` is recorded as a problem.
-    fn fetch(&mut self, path: &str, expected: &Shape) -> Option<TensorBytes> {
+    /// Bytes for the parameter at `path`, in the dtype of the policy, or in f32 where the device `keeps` no such
+    /// numbers; `None` is recorded as a problem.
+    fn fetch(&mut self, path: &str, expected: &Shape, keeps: impl Fn(DType) -> bool) -> Option<TensorBytes> {
         let original = self.keys.name(path).unwrap_or_else(|| path.to_string());
         let mut names = std::iter::once(original.clone()).chain(self.keys.alias_of(&original));
         let Some(info) = names.find_map(|name| self.source.info(&name)) else {
@@ -122,6 +123,7 @@ impl<'a> Loader<'a> {
             return None;
         }
         let kept = self.policy.resolve(path, expected.len(), info.dtype);
+        let kept = if keeps(kept) { kept } else { DType::F32 };
         let copied = info.dtype != kept;
         let tensor = self.source.get(&name).and_then(|bytes| bytes.convert(kept));
         if copied {
@@ -193,11 +195,12 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let shape = param.lazy_shape();
+        let device = param.lazy_device();
         let path = self.path.join(".");
-        let Some(found) = self.loader.fetch(&path, &shape) else {
+        let keeps = |dtype| B::supports_dtype(&device, burn_dtype(dtype));
+        let Some(found) = self.loader.fetch(&path, &shape, keeps) else {
             return param;
         };
-        let device = param.lazy_device();
         let dtype = burn_dtype(found.dtype());
         let (stored_as, stored) = (found.dtype(), found.bytes().len());
         let bytes = Bytes::from_shared(found.into_bytes(), AllocationProperty::File);

@@ -18,6 +18,15 @@ pub enum Root {
 }
 
 impl Root {
+    /// In words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Vision => "image encoder",
+            Self::Bridge => "Q-Former with queries, heads and projections",
+            Self::Language => "language model",
+        }
+    }
+
     /// First part of paths in the key tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -32,7 +41,11 @@ impl Root {
 pub fn rule(config: &Blip2Config, root: Root, info: &ParamInfo, shapes: &Shapes) -> Draw {
     match (root, &config.text_config) {
         (Root::Vision, _) => encoder_rule(info, shapes),
-        (Root::Bridge, _) | (_, None) => bridge_rule(info, shapes),
+        (Root::Bridge, _) | (_, None) => match bridge_rule(info, shapes) {
+            // 0.02 is BERT's; narrow models ask for more
+            Draw::Normal(_) => Draw::Normal(config.qformer_config.initializer_range),
+            draw => draw,
+        },
         (Root::Language, Some(language)) => language_rule(language, info),
     }
 }

@@ -245,6 +245,8 @@ pub struct Stage2Section {
     pub template: String,
     /// Whether the frozen language model's dropout is active, as it is in LAVIS.
     pub llm_dropout: bool,
+    /// Train the projection into the language model alone and leave the Q-Former as stage 1 made it.
+    pub projection_only: bool,
 }
 
 impl Default for Stage2Section {
@@ -254,6 +256,7 @@ impl Default for Stage2Section {
             prompt: String::new(),
             template: "Question: {} Answer:".into(),
             llm_dropout: true,
+            projection_only: false,
         }
     }
 }

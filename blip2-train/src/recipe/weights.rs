@@ -143,7 +143,7 @@ impl Assembly {
                 .collect::<Vec<_>>()
                 .join(", ");
             let more = if names.len() > 3 { ", ..." } else { "" };
-            let (part, seed) = (root.name(), recipe.train.seed);
+            let (part, seed) = (root.title(), recipe.train.seed);
             notes.push(format!(
                 "drawn from seed {seed}: {} tensors of the {part} ({some}{more})",
                 names.len()

@@ -25,7 +25,8 @@ use crate::losses::{
 pub struct Stage1Config {
     /// Label smoothing of the contrastive and the generation loss.
     pub label_smoothing: f64,
-    /// Weights of the three losses.
+    /// Weights of the three losses. Matching and generation are not computed at weight 0, which saves most of a
+    /// step.
     pub itc_weight: f64,
     /// See `itc_weight`.
     pub itm_weight: f64,
@@ -160,22 +161,25 @@ where
 
         let sims = self.similarities(&parts, pass.hidden.clone(), &batch.text)?;
         let contrast = itc(&sims, targets, parts.offset, self.config.label_smoothing);
-        let negatives = match &self.injected {
-            Some(negatives) => negatives.clone(),
-            None => {
-                let on_host = |t: &Tensor<B, 2>| host(t.clone().inner().reshape([-1]));
-                let rng = |row: usize| step.rng("negatives", row as u64);
-                let (i2t, t2i) = (on_host(&sims.i2t), on_host(&sims.t2i));
-                sample_negatives(&i2t, &t2i, targets, parts.offset, parts.global, rng)
-            }
-        };
-        let matching = self.matching(&parts, &batch.text, &negatives)?;
-        let generation = self.generation(&parts, &batch.text, &pass.cache)?;
-        Ok(vec![
-            ("itc", contrast * self.config.itc_weight),
-            ("itm", matching * self.config.itm_weight),
-            ("itg", generation * self.config.itg_weight),
-        ])
+        let mut losses = vec![("itc", contrast * self.config.itc_weight)];
+        if self.config.itm_weight > 0.0 {
+            let negatives = match &self.injected {
+                Some(negatives) => negatives.clone(),
+                None => {
+                    let on_host = |t: &Tensor<B, 2>| host(t.clone().inner().reshape([-1]));
+                    let rng = |row: usize| step.rng("negatives", row as u64);
+                    let (i2t, t2i) = (on_host(&sims.i2t), on_host(&sims.t2i));
+                    sample_negatives(&i2t, &t2i, targets, parts.offset, parts.global, rng)
+                }
+            };
+            let matching = self.matching(&parts, &batch.text, &negatives)?;
+            losses.push(("itm", matching * self.config.itm_weight));
+        }
+        if self.config.itg_weight > 0.0 {
+            let generation = self.generation(&parts, &batch.text, &pass.cache)?;
+            losses.push(("itg", generation * self.config.itg_weight));
+        }
+        Ok(losses)
     }
 
     /// Local and global picture identities, if they matter.

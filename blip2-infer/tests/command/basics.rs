@@ -1,21 +1,8 @@
-//! The contract of the `blip2` command: JSON on stdout, everything else on stderr, exit code 2 on bad input.
-
-use std::process::{Command, Output};
+//! Objects, scores and errors that every verb shares.
 
 use serde_json::Value;
 
-fn blip2(args: &[&str]) -> Output {
-    let binary = env!("CARGO_BIN_EXE_blip2");
-    Command::new(binary)
-        .args(args)
-        .args(["--backend", "flex"])
-        .output()
-        .expect("the command starts")
-}
-
-fn path(name: &str) -> String {
-    format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
-}
+use crate::{blip2, path};
 
 #[test]
 fn caption_prints_one_json_object_per_picture() {
