@@ -5,6 +5,7 @@
 
 DIR holds the packages that `assets/data/emoji/build.py --packages DIR` fetches. Written here: `texts.txt` (one text
 a line: every English name of an emoji in CLDR, its keywords, and questions with answers about names and groups),
+`contexts.txt` (a few keywords, the token that begins a text, and the name: what stands before the beginning matters),
 `held_out.txt` (every fortieth line, for validation), `tokenizers/language` (byte-level BPE, OPT's form) and
 `tokenizers/qformer` (WordPiece, BERT's form).
 """
@@ -53,9 +54,9 @@ def texts(folders):
         ]
         # the name follows from what stands before it, as it will from the queries
         words = [cleaned(keyword) for keyword in concept["keywords"]]
-        for seed in range(3):
-            some = random.Random(f"{name} {seed}").sample(words, min(len(words), 2 + seed))
-            contexts.append(f"{' '.join(some)} : {name}")
+        for seed in range(6):
+            some = random.Random(f"{name} {seed}").sample(words, min(len(words), 2 + seed % 4))
+            contexts.append(f"{' '.join(some)}</s>{name}")
         keywords.update(cleaned(keyword) for keyword in concept["keywords"])
     lines = [line for line in lines + sorted(keywords) if line]
     random.Random(0).shuffle(lines)
@@ -165,11 +166,10 @@ def main():
     if options.vocabularies:
         language(lines)
         qformer(lines)
-    lines += contexts
-    random.Random(1).shuffle(lines)
     for name, part in (
         ("texts.txt", [line for i, line in enumerate(lines) if i % 40]),
         ("held_out.txt", lines[::40]),
+        ("contexts.txt", contexts),
     ):
         with open(os.path.join(HERE, name), "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in part))
