@@ -37,7 +37,11 @@ pub fn forward(act: Act, x: &[f32]) -> Vec<f32> {
 /// # Panics
 /// If the lengths differ.
 pub fn backward(act: Act, x: &[f32], grad: &[f32]) -> Vec<f32> {
-    assert_eq!(x.len(), grad.len(), "an activation and its gradient differ in length");
+    assert_eq!(
+        x.len(),
+        grad.len(),
+        "an activation and its gradient differ in length"
+    );
     let mut out = grad.to_vec();
     out.par_chunks_mut(CHUNK)
         .zip(x.par_chunks(CHUNK))
@@ -150,8 +154,7 @@ mod tests {
                 x * (0.5 + sum * h / 3.0)
             }
             Act::GeluTanh => {
-                0.5 * x
-                    * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
             }
             Act::QuickGelu => x * sigmoid(1.702 * x),
             Act::Relu => x.max(0.0),

@@ -23,16 +23,15 @@ impl<'a> Heads<'a> {
     /// # Panics
     /// If the slice does not reach the last element.
     pub fn new(data: &'a [f32], dims: [usize; 4], strides: [usize; 3]) -> Self {
-        let reach = (0..3).map(|i| dims[i].saturating_sub(1) * strides[i]).sum::<usize>() + dims[3];
+        let reach = (0..3)
+            .map(|i| dims[i].saturating_sub(1) * strides[i])
+            .sum::<usize>()
+            + dims[3];
         assert!(
             dims.contains(&0) || reach <= data.len(),
             "heads that leave their slice"
         );
-        Self {
-            data,
-            dims,
-            strides,
-        }
+        Self { data, dims, strides }
     }
 
     /// `[len, d]` of one head, from position `start`.
@@ -53,11 +52,7 @@ pub struct Mask<'a> {
 impl<'a> Mask<'a> {
     /// Strides of the first three axes and the number of keys.
     pub fn new(data: &'a [f32], strides: [usize; 3], keys: usize) -> Self {
-        Self {
-            data,
-            strides,
-            keys,
-        }
+        Self { data, strides, keys }
     }
 
     fn row(&self, batch: usize, head: usize, query: usize) -> &'a [f32] {
@@ -266,7 +261,10 @@ pub fn attend_backward(
         p.resize(s.queries * s.keys, 0.0);
         dp.resize(s.queries * s.keys, 0.0);
         let (queries, keys) = (q.rows(batch, head, 0, s.queries), k.rows(batch, head, 0, s.keys));
-        let (values, grad) = (v.rows(batch, head, 0, s.keys), grad.rows(batch, head, 0, s.queries));
+        let (values, grad) = (
+            v.rows(batch, head, 0, s.keys),
+            grad.rows(batch, head, 0, s.queries),
+        );
         probabilities(&s, queries, &k, &scores, at, p);
         // SAFETY: `dp` holds `queries * keys` values
         unsafe { matmul_into(grad, values.transposed(), dp.as_mut_ptr(), s.keys) };

@@ -22,7 +22,8 @@ pub(crate) trait Dot: Weights {
     ///
     /// # Safety
     /// The processor has the instructions of `S`; rows `row..row + W` exist; `x` holds `X` rows of `depth` values.
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const f32) -> [[f32; W]; X];
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const f32)
+    -> [[f32; W]; X];
 }
 
 /// Unquantised weights, row-major; rows may be apart.
@@ -94,7 +95,11 @@ impl Stored for bf16 {
 
 impl<T: Stored> Dot for Plain<'_, T> {
     #[inline(always)]
-    unsafe fn dot<S: Simd, const X: usize, const W: usize>(&self, row: usize, x: *const f32) -> [[f32; W]; X] {
+    unsafe fn dot<S: Simd, const X: usize, const W: usize>(
+        &self,
+        row: usize,
+        x: *const f32,
+    ) -> [[f32; W]; X] {
         debug_assert!(row + W <= self.rows);
         // SAFETY: `new` checked that the rows lie in the slice; the caller vouches for `x`
         unsafe {
@@ -146,20 +151,23 @@ pub(crate) fn linear<D: Dot>(x: &[f32], m: usize, w: &D, epilogue: Epilogue<'_>)
     );
     let mut out = vec![0f32; m * n];
     let target = Out(out.as_mut_ptr());
-    (0..n.div_ceil(TASK)).into_par_iter().with_max_len(1).for_each(|task| {
-        let first = task * TASK;
-        let columns = TASK.min(n - first);
-        // SAFETY: tasks write disjoint columns of the result
-        unsafe { block(x, m, w, [first, columns], target, n) };
-        if epilogue.bias.is_some() || epilogue.act != crate::Act::Identity {
-            let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
-            for i in 0..m {
-                // SAFETY: as above
-                let row = unsafe { target.slice(i * n + first, columns) };
-                finish(row, bias, epilogue.act);
+    (0..n.div_ceil(TASK))
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|task| {
+            let first = task * TASK;
+            let columns = TASK.min(n - first);
+            // SAFETY: tasks write disjoint columns of the result
+            unsafe { block(x, m, w, [first, columns], target, n) };
+            if epilogue.bias.is_some() || epilogue.act != crate::Act::Identity {
+                let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
+                for i in 0..m {
+                    // SAFETY: as above
+                    let row = unsafe { target.slice(i * n + first, columns) };
+                    finish(row, bias, epilogue.act);
+                }
             }
-        }
-    });
+        });
     out
 }
 
@@ -183,14 +191,7 @@ pub fn linear_bf16(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'
 ///
 /// # Safety
 /// `out` has room for them, and nobody else touches them.
-pub(crate) unsafe fn block<D: Dot>(
-    x: &[f32],
-    m: usize,
-    w: &D,
-    range: [usize; 2],
-    out: Out,
-    stride: usize,
-) {
+pub(crate) unsafe fn block<D: Dot>(x: &[f32], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
     debug_assert!(x.len() >= m * w.depth());
     #[cfg(target_arch = "x86_64")]
     {
@@ -243,7 +244,8 @@ unsafe fn tiles<S: Simd, D: Dot>(
                     unsafe {
                         let sums = w.dot::<S, $x, $w>(first + j, row.as_ptr());
                         for (r, sums) in sums.iter().enumerate() {
-                            out.slice((i + r) * stride + first + j, $w).copy_from_slice(sums);
+                            out.slice((i + r) * stride + first + j, $w)
+                                .copy_from_slice(sums);
                         }
                     }
                 }};

@@ -9,8 +9,8 @@ use blip2_model::processor::{DecodeOptions, RgbImage, decode_bytes};
 use blip2_model::session::{Request, Session};
 use blip2_train::data::webdataset::{AnyTarShard, TarFields};
 use blip2_train::distributed::Single;
-use blip2_train::recipe::start::{self, Ended, Environment};
 use blip2_train::recipe::Recipe;
+use blip2_train::recipe::start::{self, Ended, Environment};
 use blip2_train::run::Interrupt;
 use burn::backend::Autodiff;
 
@@ -43,10 +43,13 @@ checkpoint_every = 0
 /// A recipe of `stage` over the eight pictures.
 fn recipe(stage: &str, steps: usize, model: &str) -> Recipe {
     let data = match stage {
-        "language_model" => "pack = true",
+        "language_model" => "pack = false\ntext_processor = \"none\"",
         _ => "",
     };
-    let common = CONFIG.replace("[data]", &format!("[data]\n{data}\ntrain = [{{ path = \"{ROOT}/tests/fixtures/nano/eight.tar\" }}]"));
+    let common = CONFIG.replace(
+        "[data]",
+        &format!("[data]\n{data}\ntrain = [{{ path = \"{ROOT}/tests/fixtures/nano/eight.tar\" }}]"),
+    );
     let text = format!(
         "stage = \"{stage}\"\n[model]\n{model}\n{common}\n[schedule]\nmax_iters = {steps}\ninit_lr = 3e-3\nmin_lr = 1e-4\nwarmup_steps = 10\n"
     );
@@ -70,7 +73,9 @@ fn train(recipe: &Recipe, folder: &Path) -> PathBuf {
 /// The value of one number in the last step that has it.
 fn last(folder: &Path, name: &str) -> f64 {
     let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     rows.filter_map(|row| row.get(name)?.as_f64()).last().unwrap()
 }
 
@@ -99,11 +104,18 @@ fn both_stages_learn_eight_pictures_by_heart() {
     );
     let random = format!("{vocabularies}init = \"random\"\n");
 
-    let mut language = recipe("language_model", 400, &random);
-    language.train.batch_size = 2; // rows of several captions each
+    // every caption twice, each with its beginning: the second follows from what stands before it, as a caption will
+    // follow from the queries
+    let texts: String = samples()
+        .iter()
+        .map(|(caption, _)| format!("{caption}</s>{caption}\n"))
+        .collect();
+    std::fs::write(at("texts.txt"), texts).unwrap();
+    let mut language = recipe("language_model", 300, &random);
+    language.data.train[0].source.path = at("texts.txt").display().to_string();
     train(&language, &at("lm"));
-    // the captions as plain text: what is left is which of eight begins
-    assert!(last(&at("lm"), "loss") < 1.0, "{}", last(&at("lm"), "loss"));
+    // what is left is which of eight comes first: ln 8 over some nine tokens
+    assert!(last(&at("lm"), "loss") < 0.5, "{}", last(&at("lm"), "loss"));
 
     let mut stage1 = recipe("stage1", 300, &random);
     stage1.train.train_vision = true;
@@ -120,8 +132,9 @@ fn both_stages_learn_eight_pictures_by_heart() {
         from("vision_from", "stage1"),
         from("language_from", "lm"),
     ];
-    let export = train(&recipe("stage2", 500, &model.concat()), &at("stage2"));
-    assert!(last(&at("stage2"), "lm") < 0.1, "{}", last(&at("stage2"), "lm"));
+    let export = train(&recipe("stage2", 1000, &model.concat()), &at("stage2"));
+    // without looking at the picture ln 8 over five tokens, 0.4, is the least there is
+    assert!(last(&at("stage2"), "lm") < 0.25, "{}", last(&at("stage2"), "lm"));
 
     let session = Session::<Flex>::open(&export, DtypePolicy::f32(), false, &Default::default()).unwrap();
     let (captions, images): (Vec<String>, Vec<RgbImage>) = samples().into_iter().unzip();
@@ -135,6 +148,9 @@ fn both_stages_learn_eight_pictures_by_heart() {
         })
         .collect();
     let answers = session.answer(&images, &requests).unwrap();
-    let said: Vec<&str> = answers.iter().map(|answer| answer.outputs[0].text.as_str()).collect();
+    let said: Vec<&str> = answers
+        .iter()
+        .map(|answer| answer.outputs[0].text.as_str())
+        .collect();
     assert_eq!(said, captions);
 }

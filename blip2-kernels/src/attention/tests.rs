@@ -31,7 +31,10 @@ impl Case {
                             let k = &self.k[((b * heads + h) * keys + s) * d..][..d];
                             let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
                             // a mask [B, 1, T, S]
-                            let mask = self.mask.as_ref().map_or(0.0, |m| m[(b * queries + t) * keys + s]);
+                            let mask = self
+                                .mask
+                                .as_ref()
+                                .map_or(0.0, |m| m[(b * queries + t) * keys + s]);
                             dot * self.scale + mask
                         })
                         .collect();
@@ -100,7 +103,13 @@ fn equals_f64_with_masks_dropout_and_odd_sizes() {
             values(batch * heads * keys * d, 3),
         );
         let hidden: Vec<f32> = (0..batch * queries * keys)
-            .map(|i| if i % 3 == 1 { f32::MIN / 2.0 } else { (i % 5) as f32 * 0.1 })
+            .map(|i| {
+                if i % 3 == 1 {
+                    f32::MIN / 2.0
+                } else {
+                    (i % 5) as f32 * 0.1
+                }
+            })
             .collect();
         let kept: Vec<f32> = (0..batch * heads * queries * keys)
             .map(|i| if i % 4 == 2 { 0.0 } else { 4.0 / 3.0 })
@@ -146,7 +155,9 @@ fn gradients_are_difference_quotients_of_f64() {
             values(batch * heads * keys * d, 3),
             values(batch * heads * queries * d, 4),
         );
-        let bias: Vec<f32> = (0..batch * queries * keys).map(|i| (i % 5) as f32 * 0.1).collect();
+        let bias: Vec<f32> = (0..batch * queries * keys)
+            .map(|i| (i % 5) as f32 * 0.1)
+            .collect();
         let kept: Vec<f32> = (0..batch * heads * queries * keys)
             .map(|i| if i % 4 == 2 { 0.0 } else { 4.0 / 3.0 })
             .collect();

@@ -130,36 +130,40 @@ unsafe fn product<T: Element>(
     let tiles = Tiles::choose(Level::detect(), pairs);
     let per_step = if tiles.pairs { 2 } else { 1 };
     let depth = DEPTH * per_step;
-    with_buffer(Buffer::Left, m * steps(k, tiles.pairs) + k.div_ceil(depth) * m, |left| {
-        pack_left(a, &tiles, depth, left, parallel);
-        let left = &*left;
-        let width = PANELS * tiles.columns();
-        let columns = n.div_ceil(width);
-        // few columns: rows are split as well, at the price of packing the right factor again
-        let threads = if parallel { rayon::current_num_threads() } else { 1 };
-        let row_tasks = if columns >= 2 * threads || !parallel {
-            1
-        } else {
-            (2 * threads).div_ceil(columns).min(m.div_ceil(8 * tiles.rows))
-        };
-        let rows_each = m.div_ceil(row_tasks).next_multiple_of(tiles.rows);
-        let task = |t: usize| {
-            let (first, row) = ((t % columns) * width, (t / columns) * rows_each);
-            let block = Block {
-                rows: [row, rows_each.min(m.saturating_sub(row))],
-                columns: [first, width.min(n - first)],
-                depth,
+    with_buffer(
+        Buffer::Left,
+        m * steps(k, tiles.pairs) + k.div_ceil(depth) * m,
+        |left| {
+            pack_left(a, &tiles, depth, left, parallel);
+            let left = &*left;
+            let width = PANELS * tiles.columns();
+            let columns = n.div_ceil(width);
+            // few columns: rows are split as well, at the price of packing the right factor again
+            let threads = if parallel { rayon::current_num_threads() } else { 1 };
+            let row_tasks = if columns >= 2 * threads || !parallel {
+                1
+            } else {
+                (2 * threads).div_ceil(columns).min(m.div_ceil(8 * tiles.rows))
             };
-            // SAFETY: tasks differ in rows or columns and stay inside the result
-            unsafe { block.run(left, m, b, out, stride, epilogue, &tiles) };
-        };
-        let tasks = columns * row_tasks;
-        if parallel && tasks > 1 {
-            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-        } else {
-            (0..tasks).for_each(task);
-        }
-    });
+            let rows_each = m.div_ceil(row_tasks).next_multiple_of(tiles.rows);
+            let task = |t: usize| {
+                let (first, row) = ((t % columns) * width, (t / columns) * rows_each);
+                let block = Block {
+                    rows: [row, rows_each.min(m.saturating_sub(row))],
+                    columns: [first, width.min(n - first)],
+                    depth,
+                };
+                // SAFETY: tasks differ in rows or columns and stay inside the result
+                unsafe { block.run(left, m, b, out, stride, epilogue, &tiles) };
+            };
+            let tasks = columns * row_tasks;
+            if parallel && tasks > 1 {
+                (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+            } else {
+                (0..tasks).for_each(task);
+            }
+        },
+    );
 }
 
 /// Packs all of the left factor: blocks along the contraction, in them panels of rows.
@@ -174,7 +178,14 @@ fn pack_left(a: Mat<'_, f32>, tiles: &Tiles, depth: usize, left: &mut [u32], par
         rest = tail;
         let panel = |(i, out): (usize, &mut [u32])| {
             let rows = tiles.rows.min(m - i * tiles.rows);
-            pack(transposed, [from, depth], [i * tiles.rows, rows], rows, tiles.pairs, out);
+            pack(
+                transposed,
+                [from, depth],
+                [i * tiles.rows, rows],
+                rows,
+                tiles.pairs,
+                out,
+            );
         };
         if parallel && m * depth > 1 << 16 {
             let chunks = block.par_chunks_mut(tiles.rows * steps);

@@ -121,9 +121,8 @@ pub(super) fn pack<T: Element>(
     if columns < width {
         out.fill(0);
     }
-    let word = |low: T, high: Option<T>| {
-        u32::from(low.narrow()) | u32::from(high.map_or(0, Element::narrow)) << 16
-    };
+    let word =
+        |low: T, high: Option<T>| u32::from(low.narrow()) | u32::from(high.map_or(0, Element::narrow)) << 16;
     if m.row_stride == 1 {
         // the source runs along the contraction
         let line = |j: usize| {

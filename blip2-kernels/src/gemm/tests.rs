@@ -76,7 +76,10 @@ fn f32_products_in_every_layout() {
 fn bf16_weights_exact_and_with_rounded_input() {
     for [m, k, n] in SIZES {
         // exact in bf16 on both sides, so that only the sums round
-        let a: Vec<f32> = values(m * k, 1).iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        let a: Vec<f32> = values(m * k, 1)
+            .iter()
+            .map(|&x| bf16::from_f32(x).to_f32())
+            .collect();
         let b: Vec<bf16> = values(k * n, 2).iter().map(|&x| bf16::from_f32(x)).collect();
         for a in [Mat::new(&a, m, k), Mat::new(&a, k, m).transposed()] {
             for b in [Mat::new(&b, k, n), Mat::new(&b, n, k).transposed()] {

@@ -47,7 +47,9 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         let [x, weight] = [unwrap(x), unwrap(weight)];
         let bias = bias.map(unwrap);
         // without a bias the weight's node stands in its place, and nothing is registered for it
-        let third = bias.as_ref().map_or_else(|| weight.node.clone(), |b| b.node.clone());
+        let third = bias
+            .as_ref()
+            .map_or_else(|| weight.node.clone(), |b| b.node.clone());
         let parents = [x.node.clone(), weight.node.clone(), third];
         let learns = parents.iter().any(|node| !node.requirement.is_none());
         let bias_values = bias.as_ref().map(|b| wrap(b.primitive.clone()));
@@ -55,18 +57,20 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         let fused = if learns { Activation::Identity } else { act };
         let values = (wrap(x.primitive.clone()), wrap(weight.primitive.clone()));
         let y = unwrap(B::linear_act(values.0, values.1, bias_values, fused));
-        let y = wrap(match LinearNode.prepare::<C>(parents).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let state = LinearState {
-                    x: prep.checkpoint(&x),
-                    weight: prep.checkpoint(&weight),
-                    weight_dtype: weight.primitive.dtype(),
-                    bias_dtype: bias.as_ref().map(|b| b.primitive.dtype()),
-                };
-                prep.finish(state, y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        });
+        let y = wrap(
+            match LinearNode.prepare::<C>(parents).compute_bound().stateful() {
+                OpsKind::Tracked(mut prep) => {
+                    let state = LinearState {
+                        x: prep.checkpoint(&x),
+                        weight: prep.checkpoint(&weight),
+                        weight_dtype: weight.primitive.dtype(),
+                        bias_dtype: bias.as_ref().map(|b| b.primitive.dtype()),
+                    };
+                    prep.finish(state, y)
+                }
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            },
+        );
         if learns { act.apply(y) } else { y }
     }
 
@@ -85,7 +89,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         ));
         let parents = [x.node.clone(), weight.node.clone(), bias.node.clone()];
         wrap(
-            match LayerNormNode::<D>.prepare::<C>(parents).compute_bound().stateful() {
+            match LayerNormNode::<D>
+                .prepare::<C>(parents)
+                .compute_bound()
+                .stateful()
+            {
                 OpsKind::Tracked(mut prep) => {
                     let state = (prep.checkpoint(&x), prep.checkpoint(&weight), eps);
                     prep.finish(state, y)
@@ -102,7 +110,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         scores: Scores<Self>,
     ) -> Tensor<Self, 4> {
         // a mask that learns (the relative bias of T5) needs the scores in the graph
-        if scores.mask.as_ref().is_some_and(|mask| !mask.clone().into_primitive().tensor().node.requirement.is_none()) {
+        if scores
+            .mask
+            .as_ref()
+            .is_some_and(|mask| !mask.clone().into_primitive().tensor().node.requirement.is_none())
+        {
             return attend_by_tensor_ops(q, k, v, scores);
         }
         let scores = Scores {
@@ -114,13 +126,15 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         let [pq, pk, pv] = [&q, &k, &v].map(|x| wrap(x.primitive.clone()));
         let y = unwrap(B::attend_scores(pq, pk, pv, scores.clone()));
         let parents = [q.node.clone(), k.node.clone(), v.node.clone()];
-        wrap(match AttendNode.prepare::<C>(parents).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let qkv = [&q, &k, &v].map(|x| prep.checkpoint(x));
-                prep.finish(AttendState { qkv, scores }, y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        })
+        wrap(
+            match AttendNode.prepare::<C>(parents).compute_bound().stateful() {
+                OpsKind::Tracked(mut prep) => {
+                    let qkv = [&q, &k, &v].map(|x| prep.checkpoint(x));
+                    prep.finish(AttendState { qkv, scores }, y)
+                }
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            },
+        )
     }
 
     fn rms_norm_f32<const D: usize>(
@@ -198,9 +212,8 @@ impl<B: Kernels> Backward<B, 3> for AttendNode {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let AttendState { qkv, scores } = ops.state;
         let grad = wrap(grads.consume::<B>(&ops.node));
-        let [q, k, v] = qkv.map(|id| {
-            wrap::<B, 4>(checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(id))
-        });
+        let [q, k, v] =
+            qkv.map(|id| wrap::<B, 4>(checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(id)));
         let found = B::attend_backward(q, k, v, scores, grad);
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let Some(parent) = parent {

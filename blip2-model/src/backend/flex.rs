@@ -106,11 +106,17 @@ impl HeldScores {
             let mask = as_dtype(mask, DType::F32);
             // rows are read whole; the other axes may repeat
             let [b, h, t, s] = mask.dims();
-            let mask = if s == keys { mask } else { mask.expand([b, h, t, keys]) };
+            let mask = if s == keys {
+                mask
+            } else {
+                mask.expand([b, h, t, keys])
+            };
             dense(mask)
         });
         let dims = [batch, heads, queries, keys];
-        let factors = scores.factors.map(|f| dense(as_dtype(f.expand(dims), DType::F32)));
+        let factors = scores
+            .factors
+            .map(|f| dense(as_dtype(f.expand(dims), DType::F32)));
         Self {
             scale: scores.scale as f32,
             mask,

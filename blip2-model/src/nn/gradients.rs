@@ -105,7 +105,10 @@ pub fn attend<B: Backend>(
     grad: Tensor<B, 4>,
 ) -> [Tensor<B, 4>; 3] {
     let dtype = q.dtype();
-    let products = as_dtype((q.clone() * scores.scale).matmul(k.clone().swap_dims(2, 3)), DType::F32);
+    let products = as_dtype(
+        (q.clone() * scores.scale).matmul(k.clone().swap_dims(2, 3)),
+        DType::F32,
+    );
     let products = match scores.mask {
         Some(mask) => products + mask,
         None => products,
