@@ -82,6 +82,13 @@ impl BackendKind {
         !matches!(self, Self::Flex | Self::NdArray)
     }
 
+    /// A CPU backend of this build that `self` can be held against, if there is another one.
+    pub fn reference(self) -> Option<Self> {
+        [Self::Flex, Self::NdArray]
+            .into_iter()
+            .find(|kind| *kind != self && kind.is_compiled())
+    }
+
     /// Picks a backend: by name, or the first one compiled in.
     pub fn choose(name: Option<&str>) -> Result<Self, BackendError> {
         let compiled = Self::compiled();
@@ -298,3 +305,6 @@ macro_rules! with_backend_dispatch {
         }
     }};
 }
+
+#[cfg(all(test, feature = "flex", feature = "ndarray", feature = "autodiff"))]
+mod tests;

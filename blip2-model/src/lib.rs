@@ -8,13 +8,17 @@
 
 pub mod backend;
 pub mod blip2;
+pub mod catalogue;
 pub mod checkpoint;
 pub mod config;
+pub mod doctor;
 pub mod generate;
 pub mod language;
+pub mod memory;
 pub mod nn;
 pub mod processor;
 pub mod qformer;
 pub mod session;
+pub mod untrusted;
 pub mod vision;
 pub mod weights;

@@ -472,7 +472,7 @@ fn data_verbs_print_json() {
             "--out",
             &place.text("f")
         ])["samples"],
-        7
+        5
     );
     assert!(
         ok(&["data", "bench", &place.shard, "--json", "--size", "32"])["images_per_second"].as_f64()

@@ -1,7 +1,13 @@
 //! Cross-crate tests: parity with transformers on every backend of the build. One binary, because every test binary instantiates the models anew.
 
+mod doctor;
 mod generation;
+mod half;
+mod lavis;
 mod losses;
+mod memory;
 mod nano;
 mod parity;
+mod session;
 mod support;
+mod user_problems;

@@ -32,7 +32,8 @@ fn load_folder<B: Kernels>(folder: &std::path::Path, device: &B::Device) -> Blip
     model
 }
 
-fn rows(expected: &Expected, ids: &str, mask: &str) -> TokenBatch {
+/// Ids and mask of a fixture.
+pub fn rows(expected: &Expected, ids: &str, mask: &str) -> TokenBatch {
     TokenBatch {
         ids: expected.ints(ids),
         mask: PadMask::new(
@@ -68,34 +69,50 @@ fn conditional_in<B: Kernels>(folder: std::path::PathBuf, device: &B::Device, bo
     let name = folder.display().to_string();
     let model = load_folder::<B>(&folder, device);
     let expected = Expected::open_path(&folder.join("expected.safetensors"));
+    let trace = conditional_trace(&model, &expected);
+    let compared = compare_trace(&trace, &expected, bound, &name);
+    assert!(compared >= 13, "{name}: only {compared} tensors were compared");
+}
+
+/// Every named intermediate of the fixture's pictures and prompts, next-token logits included.
+pub fn conditional_trace<B: Kernels>(
+    model: &Blip2<B>,
+    expected: &Expected,
+) -> std::collections::BTreeMap<String, TensorData> {
     let ctx = Context::tracing();
-    let image = model
-        .encode_images(expected.tensor::<B, 4>("pixel_values", device), &ctx)
-        .expect("encode");
+    let pixels = expected.tensor::<B, 4>("pixel_values", &model.device);
+    let image = model.encode_images(pixels, &ctx).expect("encode");
     let soft = model.soft_tokens(&image, &ctx).expect("soft tokens");
-    let text = rows(&expected, "prompt.input_ids", "prompt.attention_mask");
+    let text = rows(expected, "prompt.input_ids", "prompt.attention_mask");
     let text = without_placeholders(text, model.config.num_query_tokens);
     let prompt = model.prompt(soft.clone(), &text).expect("prompt");
     let language = model.language().expect("language");
     let (_, logits) = language.prefill(prompt, 4, &ctx);
     ctx.record("logits", &logits);
-    let compared = compare_trace(&ctx.into_trace(), &expected, bound, &name);
-    assert!(compared >= 13, "{name}: only {compared} tensors were compared");
+    ctx.into_trace()
 }
 
-/// Full widths (ViT-g, BERT-base Q-Former, OPT-2.7B, Flan-T5-XL; two layers each): the folder that
-/// `fixtures/gen/fullwidth.py` wrote is named by `BLIP2_FULLWIDTH`. The bound is 2e-4: sums are 40 times longer.
+/// Full widths (ViT-g, BERT-base Q-Former, OPT-2.7B, Flan-T5-XL; two layers each) and the retrieval model with its text
+/// branch, at 224 pixels and with positions resized to 364 and 490. The folder that `fixtures/gen/fullwidth.py` wrote
+/// is named by `BLIP2_FULLWIDTH`. The bound is 2e-4: sums are 40 times longer.
 #[cfg(feature = "flex")]
 #[test]
 #[ignore = "needs the output of fixtures/gen/fullwidth.py"]
 fn full_width_on_flex() {
+    const WIDE: f32 = 2e-4;
     let root = std::env::var("BLIP2_FULLWIDTH").expect("set BLIP2_FULLWIDTH to the folder of fullwidth.py");
+    let device = Default::default();
     for name in ["opt", "t5"] {
-        conditional_in::<blip2_model::backend::Flex>(
-            std::path::Path::new(&root).join(name),
-            &Default::default(),
-            2e-4,
-        );
+        let folder = std::path::Path::new(&root).join(name);
+        conditional_in::<blip2_model::backend::Flex>(folder, &device, WIDE);
+    }
+    let folder = std::path::Path::new(&root).join("itm");
+    let model = load_folder::<blip2_model::backend::Flex>(&folder, &device);
+    let expected = Expected::open_path(&folder.join("expected.safetensors"));
+    let compared = compare_retrieval(&model, &expected, WIDE, "itm");
+    assert!(compared >= 14, "itm: only {compared} tensors were compared");
+    for size in ["364x364", "490x490"] {
+        interpolated(&model, &expected, size, WIDE);
     }
 }
 
@@ -118,11 +135,24 @@ fn t5_from_pickle<B: Kernels>(device: &B::Device) {
 fn retrieval<B: Kernels>(device: &B::Device) {
     let model = load::<B>("parity/itm", device);
     let expected = Expected::open("parity/itm/expected.safetensors");
+    let compared = compare_retrieval(&model, &expected, BOUND, "itm");
+    assert!(compared >= 14, "itm: only {compared} tensors were compared");
+}
+
+/// Encoder, Q-Former, projections, matching of every picture with every text. Returns how many traced tensors were
+/// compared.
+pub fn compare_retrieval<B: Kernels>(
+    model: &Blip2<B>,
+    expected: &Expected,
+    bound: f32,
+    label: &str,
+) -> usize {
+    let device = &model.device;
     let ctx = Context::tracing();
     let image = model
         .encode_images(expected.tensor::<B, 4>("pixel_values", device), &ctx)
         .expect("encode");
-    let text = rows(&expected, "text.input_ids", "text.attention_mask");
+    let text = rows(expected, "text.input_ids", "text.attention_mask");
     let images = model.embed_images(&image, &ctx).projected.expect("projection");
     let texts = first_token(
         model
@@ -133,7 +163,7 @@ fn retrieval<B: Kernels>(device: &B::Device) {
     );
     let close = |name: &str, got: Vec<f32>| {
         let diff = max_diff(&got, &expected.values(name).0);
-        assert!(diff <= BOUND, "{name}: {diff}");
+        assert!(diff <= bound, "{label} {name}: {diff}");
     };
     close("projected.text", texts.clone().into_data().to_vec().expect("f32"));
     close(
@@ -167,11 +197,11 @@ fn retrieval<B: Kernels>(device: &B::Device) {
             zero_padding(data, &text.mask);
         }
     }
-    let compared = compare_trace(&trace, &expected, BOUND, "itm");
-    assert!(compared >= 14, "itm: only {compared} tensors were compared");
+    compare_trace(&trace, expected, bound, label)
 }
 
-fn zero_padding(data: &mut TensorData, mask: &PadMask) {
+/// Sets rows of padding, whose content is not defined, to zero as the fixtures have them.
+pub fn zero_padding(data: &mut TensorData, mask: &PadMask) {
     let width = data.shape[2];
     let mut values = data.clone().to_vec::<f32>().expect("f32");
     let rows = values.chunks_exact_mut(width).zip(mask.rows().iter().flatten());
@@ -185,14 +215,20 @@ fn interpolated_positions<B: Kernels>(device: &B::Device) {
         let model = load::<B>(&format!("parity/{name}"), device);
         let expected = Expected::open(&format!("parity/{name}/expected.safetensors"));
         for size in sizes {
-            let get = |what: &str| format!("interpolate.{size}.{what}");
-            let pixels = expected.tensor::<B, 4>(&get("pixel_values"), device);
-            let image = model.encode_images(pixels, &Context::eval()).expect("encode");
-            let got: Vec<f32> = image.embeds.into_data().to_vec().expect("f32");
-            let diff = max_diff(&got, &expected.values(&get("vision.last_hidden_state")).0);
-            assert!(diff <= BOUND, "{name} at {size}: {diff}");
+            interpolated(&model, &expected, size, BOUND);
         }
     }
+}
+
+/// The encoder at another size than that of its position table.
+fn interpolated<B: Kernels>(model: &Blip2<B>, expected: &Expected, size: &str, bound: f32) {
+    let get = |what: &str| format!("interpolate.{size}.{what}");
+    let pixels = expected.tensor::<B, 4>(&get("pixel_values"), &model.device);
+    let image = model.encode_images(pixels, &Context::eval()).expect("encode");
+    let got: Vec<f32> = image.embeds.into_data().to_vec().expect("f32");
+    let diff = max_diff(&got, &expected.values(&get("vision.last_hidden_state")).0);
+    assert!(diff <= bound, "at {size}: {diff}");
+    println!("positions at {size}: {diff:e}");
 }
 
 on_every_backend!(

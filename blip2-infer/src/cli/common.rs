@@ -1,22 +1,27 @@
 //! Options that several verbs share.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use blip2_model::backend::BackendKind;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
-use blip2_model::generate::GenerateOptions;
+use blip2_model::generate::{EarlyStopping, GenerateOptions};
 use blip2_model::language::Architecture;
 use blip2_model::nn::Kernels;
-use blip2_model::weights::hub;
 use clap::{Args, ValueEnum};
 
+use super::cache::{FeatureCache, model_hash};
+use super::model;
+use super::parts::PartsArgs;
 use crate::Session;
 
 /// Model, device and output.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Model, device and output")]
 pub struct CommonArgs {
-    /// Folder of a checkpoint, or the id of one on the hub
-    #[arg(long, value_name = "DIR|HUB_ID")]
+    /// Folder of a checkpoint, LAVIS .pth file, id of one on the hub, or `nano`, the bundled one (see `blip2 models`)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID|nano", default_value = model::NANO)]
     pub model: String,
     /// Backend of this build to run on (see `blip2 backends`); default: the first one compiled in
     #[arg(long)]
@@ -27,7 +32,7 @@ pub struct CommonArgs {
     /// Dtype of the frozen parts' matrices: auto (as in the file), f32, f16 or bf16
     #[arg(long, default_value = "auto")]
     pub dtype: PartDtype,
-    /// Dtype of the language model alone
+    /// Dtype of the language model alone; also int8 and int4: linear maps packed while loading, for faster decoding
     #[arg(long, value_name = "DTYPE")]
     pub dtype_llm: Option<PartDtype>,
     /// Load even if tensors are missing or unused
@@ -42,15 +47,51 @@ pub struct CommonArgs {
     /// No notes on stderr
     #[arg(long)]
     pub quiet: bool,
+    /// Files that a LAVIS checkpoint leaves out
+    #[command(flatten)]
+    pub parts: PartsArgs,
+    /// Folder of the model, once it has been looked for.
+    #[arg(skip)]
+    resolved: OnceCell<PathBuf>,
 }
 
 impl CommonArgs {
-    /// Loads the model and says on stderr what was loaded.
-    pub fn open<B: Kernels>(&self, device: &B::Device) -> Result<Session<B>> {
+    /// Dtypes to keep the weights in.
+    pub fn policy(&self) -> DtypePolicy {
         let mut policy = DtypePolicy::frozen(self.dtype);
         policy.llm = self.dtype_llm.unwrap_or(policy.llm);
-        let folder = self.folder()?;
-        let session = Session::open(&folder, policy, self.allow_partial, device)?;
+        policy
+    }
+
+    /// The model's folder, downloaded if it is a hub id that the cache lacks.
+    pub fn folder(&self) -> Result<&Path> {
+        if let Some(folder) = self.resolved.get() {
+            return Ok(folder);
+        }
+        let folder = model::folder(&self.model, self.offline, self.quiet)?;
+        Ok(self.resolved.get_or_init(|| folder))
+    }
+
+    /// Tells apart what would give other numbers for the same picture.
+    pub(super) fn model_hash(&self) -> Result<String> {
+        let backend = BackendKind::choose(self.backend.as_deref())?;
+        model_hash(
+            &self.parts.open(self.folder()?, self.offline, true)?,
+            &self.policy(),
+            backend.name(),
+        )
+    }
+
+    /// The cache of encoded pictures below `root`, if one is asked for.
+    pub(super) fn cache(&self, root: Option<&Path>) -> Result<Option<FeatureCache>> {
+        root.map(|root| FeatureCache::open(root, &self.model_hash()?))
+            .transpose()
+    }
+
+    /// Loads the model and says on stderr what was loaded.
+    pub fn open<B: Kernels>(&self, device: &B::Device) -> Result<Session<B>> {
+        let files = self.parts.open(self.folder()?, self.offline, self.quiet)?;
+        let session = Session::load(files, self.policy(), self.allow_partial, device)?;
         if !self.quiet {
             let report = &session.report;
             for (part, dtypes) in &report.parameters {
@@ -64,23 +105,6 @@ impl CommonArgs {
         }
         Ok(session)
     }
-
-    /// The model's folder, downloaded if it is a hub id.
-    pub fn folder(&self) -> Result<PathBuf> {
-        let path = Path::new(&self.model);
-        let looks_local =
-            path.exists() || self.model.starts_with(['.', '/']) || self.model.matches('/').count() != 1;
-        if looks_local {
-            return Ok(path.to_path_buf());
-        }
-        let id = self
-            .model
-            .parse::<hub::HubId>()
-            .with_context(|| format!("--model {}", self.model))?;
-        let mut settings = hub::HubSettings::from_env();
-        settings.offline |= self.offline;
-        Ok(hub::resolve(&id, &settings, &mut ())?.folder)
-    }
 }
 
 /// Named sets of defaults.
@@ -92,41 +116,72 @@ pub enum Preset {
     Hf,
 }
 
-/// Generation options by the names of Hugging Face's generation config.
+/// Generation options by the names of Hugging Face's generation config. Left out, an option has the value of the
+/// preset; the defaults below are those of `--preset hf` where the checkpoint's file is silent.
 #[derive(Debug, Args)]
-#[allow(missing_docs)]
+#[command(next_help_heading = "Generation (names as in Hugging Face's GenerationConfig)")]
 pub struct GenerationArgs {
     /// Defaults that the other options change
     #[arg(long, value_enum, default_value = "hf")]
     pub preset: Preset,
-    #[arg(long)]
+    /// Most new tokens, the end token included [max_new_tokens; hf: 20, lavis: 29 (OPT) or 30 (T5), answers 10]
+    #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
-    #[arg(long)]
+    /// New tokens before the text may end [min_new_tokens; 0]
+    #[arg(long, value_name = "N")]
     pub min_new_tokens: Option<usize>,
-    #[arg(long)]
+    /// Beams; 1 is greedy search, or plain sampling [num_beams; hf: 1, lavis: 5]
+    #[arg(long, value_name = "N")]
     pub num_beams: Option<usize>,
-    #[arg(long, allow_negative_numbers = true)]
+    /// Above 0 favours long texts in a beam search, below 0 short ones [length_penalty; 1; lavis answers: 0 (OPT) or -1 (T5)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub length_penalty: Option<f64>,
-    #[arg(long)]
+    /// When a beam search stops: false, true or never [early_stopping; false]
+    #[arg(long, value_name = "WHEN")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// Above 1 makes tokens that are already there less likely [repetition_penalty; 1]
+    #[arg(long, value_name = "X")]
     pub repetition_penalty: Option<f64>,
-    #[arg(long)]
+    /// No N tokens in a row may come twice; 0 allows it [no_repeat_ngram_size; 0]
+    #[arg(long, value_name = "N")]
     pub no_repeat_ngram_size: Option<usize>,
-    /// Sample; without it temperature, top-k and top-p have no effect
+    /// Sample; without it temperature, top-k and top-p have no effect [do_sample; off]
     #[arg(long)]
     pub do_sample: bool,
-    #[arg(long)]
+    /// Below 1 sharpens the distribution, above 1 flattens it [temperature; 1]
+    #[arg(long, value_name = "X")]
     pub temperature: Option<f64>,
-    #[arg(long)]
+    /// Sample among this many best tokens; 0 takes all [top_k; 50]
+    #[arg(long, value_name = "N")]
     pub top_k: Option<usize>,
-    #[arg(long)]
+    /// Sample among the best tokens of this total probability [top_p; hf: 1, lavis: 0.9]
+    #[arg(long, value_name = "P")]
     pub top_p: Option<f64>,
-    #[arg(long)]
+    /// Texts per picture: samples, or the best beams [num_return_sequences; 1]
+    #[arg(long, value_name = "N")]
     pub num_return_sequences: Option<usize>,
-    #[arg(long)]
+    /// The same seed gives the same samples [0; no counterpart]
+    #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
 
 impl GenerationArgs {
+    /// Names options that were given and change nothing in this combination.
+    pub fn warn(&self, options: &GenerateOptions, quiet: bool) {
+        let given = [
+            ("temperature", self.temperature.is_some()),
+            ("top_k", self.top_k.is_some()),
+            ("top_p", self.top_p.is_some()),
+            ("early_stopping", self.early_stopping.is_some()),
+        ];
+        let idle = options.without_effect();
+        for (name, _) in given.iter().filter(|(name, given)| *given && idle.contains(name)) {
+            if !quiet {
+                eprintln!("note: {name} has no effect here (see --do-sample and --num-beams)");
+            }
+        }
+    }
+
     /// The options, on top of the preset; `question` picks LAVIS's settings for answers.
     pub fn options(
         &self,
@@ -150,6 +205,7 @@ impl GenerationArgs {
         o.min_new_tokens = self.min_new_tokens.unwrap_or(o.min_new_tokens);
         o.num_beams = self.num_beams.unwrap_or(o.num_beams);
         o.length_penalty = self.length_penalty.unwrap_or(o.length_penalty);
+        o.early_stopping = self.early_stopping.unwrap_or(o.early_stopping);
         o.repetition_penalty = self.repetition_penalty.unwrap_or(o.repetition_penalty);
         o.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(o.no_repeat_ngram_size);
         o.do_sample |= self.do_sample;
@@ -159,5 +215,91 @@ impl GenerationArgs {
         o.num_return_sequences = self.num_return_sequences.unwrap_or(o.num_return_sequences);
         o.seed = self.seed.unwrap_or(o.seed);
         o
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Bare {
+        #[command(flatten)]
+        generation: GenerationArgs,
+    }
+
+    fn options(args: &[&str], architecture: Architecture, question: bool) -> GenerateOptions {
+        let args = ["x"].iter().chain(args);
+        let bare = Bare::parse_from(args);
+        bare.generation.options(None, architecture, question)
+    }
+
+    /// LAVIS's arguments of `generate` and `predict_answers`, and transformers' defaults, in new tokens.
+    #[test]
+    fn presets_have_the_published_values() {
+        use Architecture::{DecoderOnly, EncoderDecoder};
+        // preset, architecture, answer: new tokens, beams, length penalty, top-p
+        let cases = [
+            ("hf", DecoderOnly, false, (20, 1, 1.0, 1.0)),
+            ("hf", EncoderDecoder, true, (20, 1, 1.0, 1.0)),
+            ("lavis", DecoderOnly, false, (29, 5, 1.0, 0.9)),
+            ("lavis", EncoderDecoder, false, (30, 5, 1.0, 0.9)),
+            ("lavis", DecoderOnly, true, (10, 5, 0.0, 1.0)),
+            ("lavis", EncoderDecoder, true, (10, 5, -1.0, 1.0)),
+        ];
+        for (preset, architecture, question, want) in cases {
+            let o = options(&["--preset", preset], architecture, question);
+            let got = (o.max_new_tokens, o.num_beams, o.length_penalty, o.top_p);
+            assert_eq!(got, want, "{preset} {architecture:?} {question}");
+            assert_eq!(
+                (o.min_new_tokens, o.repetition_penalty, o.do_sample),
+                (0, 1.0, false)
+            );
+            let eos = match architecture {
+                DecoderOnly => 50118,
+                EncoderDecoder => 1,
+            };
+            assert_eq!(o.eos_token_ids, [eos]);
+        }
+    }
+
+    #[test]
+    fn every_option_overrides_the_preset() {
+        let args = "--preset lavis --max-new-tokens 7 --min-new-tokens 2 --num-beams 3 --length-penalty -2 \
+            --early-stopping never --repetition-penalty 1.5 --no-repeat-ngram-size 3 --do-sample --temperature 0.5 \
+            --top-k 9 --top-p 0.25 --num-return-sequences 2 --seed 11";
+        let args: Vec<&str> = args.split_whitespace().filter(|a| *a != "\\").collect();
+        let o = options(&args, Architecture::DecoderOnly, false);
+        let want = GenerateOptions {
+            max_new_tokens: 7,
+            min_new_tokens: 2,
+            num_beams: 3,
+            length_penalty: -2.0,
+            early_stopping: EarlyStopping::Never,
+            repetition_penalty: 1.5,
+            no_repeat_ngram_size: 3,
+            do_sample: true,
+            temperature: 0.5,
+            top_k: 9,
+            top_p: 0.25,
+            num_return_sequences: 2,
+            seed: 11,
+            ..GenerateOptions::for_architecture(Architecture::DecoderOnly)
+        };
+        assert_eq!(o, want);
+    }
+
+    #[test]
+    fn every_option_has_help() {
+        let command = Bare::command();
+        for argument in command.get_arguments().filter(|a| a.get_id() != "help") {
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        }
+        let matches = command
+            .try_get_matches_from(["x"])
+            .expect("no argument is needed");
+        assert!(Bare::from_arg_matches(&matches).is_ok());
     }
 }

@@ -2,11 +2,25 @@
 //! to stderr. Bad input ends with exit code 2 and a sentence that names the thing and the remedy.
 
 mod backends;
+mod cache;
 mod caption;
+mod chat;
 mod common;
 mod convert;
+mod doctor;
 mod embed;
+mod index;
+mod interrupt;
 mod matching;
+mod memory;
+mod model;
+mod models;
+mod output;
+mod parts;
+mod pictures;
+mod progress;
+mod search;
+mod sink;
 mod vqa;
 
 use std::process::ExitCode;
@@ -31,24 +45,37 @@ const EXAMPLES: &str = "Examples:
   blip2 caption photos/ --model DIR --preset lavis --out captions.jsonl
   blip2 vqa photo.jpg \"how many dogs?\" --model DIR
   blip2 vqa photo.jpg \"what is it?\" --candidates answers.txt --model DIR
+  blip2 chat photo.jpg --model Salesforce/blip2-flan-t5-xl
+  blip2 doctor --backend vulkan
+  blip2 search \"a dog on a beach\" --images photos/ --model Salesforce/blip2-itm-vit-g
   blip2 match photo.jpg \"a cat\" \"a dog\" --model Salesforce/blip2-itm-vit-g";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Describe pictures
     Caption(caption::CaptionArgs),
-    /// Answer a question about a picture
+    /// Answer questions about pictures
     Vqa(vqa::VqaArgs),
+    /// Talk about a picture: earlier questions and answers are remembered
+    Chat(chat::ChatArgs),
     /// Score how well texts match a picture (ITM logits and probability, ITC cosine)
     Match(matching::MatchArgs),
+    /// Find pictures of a folder by a text
+    Search(search::SearchArgs),
     /// Write embeddings of pictures or texts to a safetensors file
     Embed(embed::EmbedArgs),
     /// Write every named intermediate of one forward pass to a safetensors file
     Trace(embed::TraceArgs),
-    /// Rewrite a checkpoint as Hugging Face safetensors
+    /// Rewrite a checkpoint as Hugging Face safetensors or as a LAVIS .pth
     Convert(convert::ConvertArgs),
+    /// List the published checkpoints, their sizes and licences, and which of them are on this machine
+    Models(models::ModelsArgs),
+    /// Predict how much memory a checkpoint takes
+    Memory(memory::MemoryArgs),
     /// List the backends of this build
     Backends,
+    /// Check whether a device computes correctly; exit code 1 if it does not
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Something that needs a backend type to run.
@@ -71,17 +98,30 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Caption(args) => dispatch(&args),
         Command::Vqa(args) => dispatch(&args),
+        Command::Chat(args) => dispatch(&args),
         Command::Match(args) => dispatch(&args),
+        Command::Search(args) => dispatch(&args),
         Command::Embed(args) => dispatch(&args),
         Command::Trace(args) => dispatch(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Models(args) => models::run(&args),
+        Command::Memory(args) => memory::run(&args),
         Command::Backends => backends::run(),
+        Command::Doctor(args) => doctor::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<output::Stop>() {
+            Some(stop @ output::Stop::Interrupted { .. }) => {
+                eprintln!("{stop}");
+                ExitCode::from(130)
+            }
+            Some(output::Stop::NotTrusted) => ExitCode::from(1),
+            None => {
+                eprintln!("error: {error:#}");
+                ExitCode::from(2)
+            }
+        },
     }
 }

@@ -3,15 +3,18 @@
 
 use blip2_kernels::attention::{self, Heads};
 use blip2_kernels::gemm::{self, Epilogue, Mat};
+use blip2_kernels::level::rounds_inputs;
+use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
 use blip2_kernels::{Act, act, norm};
-use burn::tensor::{DType, Element, Tensor, TensorData, TensorPrimitive, bf16};
-use burn_flex::FlexTensor;
+use burn::tensor::quantization::{QTensorPrimitive, QuantScheme, QuantStore, QuantValue};
+use burn::tensor::{Bytes, DType, Element, Tensor, TensorData, TensorPrimitive, bf16, f16};
+use burn_flex::{FlexQTensor, FlexTensor, Layout};
 
 use super::SelectDevice;
 use crate::nn::gradients::{self, NormGradients};
 use crate::nn::kernels::{
-    Scores, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, layer_norm_by_tensor_ops,
+    Scores, WeightBits, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, layer_norm_by_tensor_ops,
     linear_by_matmul, rms_norm_by_tensor_ops,
 };
 use crate::nn::{Activation, Kernels};
@@ -48,12 +51,23 @@ fn tensor<const D: usize>(values: Vec<f32>, dims: [usize; D]) -> Tensor<Flex, D>
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
+fn is_plain(weight: &Tensor<Flex, 2>) -> bool {
+    matches!(weight.dtype(), DType::F32 | DType::BF16 | DType::F16)
+}
+
 fn is_f32<const D: usize>(x: &Tensor<Flex, D>) -> bool {
     x.dtype() == DType::F32
 }
 
 /// Up to this many rows of input a linear map reads the weights as they lie; beyond, packing them pays.
 const FEW_ROWS: usize = 16;
+
+fn bits_of(scheme: &QuantScheme) -> Bits {
+    match scheme.value {
+        QuantValue::Q4S | QuantValue::Q4F => Bits::Four,
+        _ => Bits::Eight,
+    }
+}
 
 /// A matrix as it lies, transposed or not.
 fn matrix<E: Element + gemm::Element + bytemuck::Pod>(x: &FlexTensor) -> Mat<'_, E> {
@@ -235,7 +249,8 @@ impl Kernels for Flex {
         bias: Option<Tensor<Self, 1>>,
         act: Activation,
     ) -> Tensor<Self, 2> {
-        if !is_f32(&x) || !matches!(weight.dtype(), DType::F32 | DType::BF16) {
+        let packed = matches!(weight.dtype(), DType::QFloat(_));
+        if !is_f32(&x) || !(packed || is_plain(&weight)) {
             return linear_by_matmul(x, weight, bias, act);
         }
         let ([rows, d_in], [d_out, _]) = (x.dims(), weight.dims());
@@ -245,15 +260,47 @@ impl Kernels for Flex {
             act: act.into(),
         };
         let x = x.into_primitive().tensor();
+        let weight = match weight.into_primitive() {
+            TensorPrimitive::QFloat(weight) => {
+                let w = Packed::new(
+                    bits_of(weight.scheme()),
+                    bytemuck::cast_slice(weight.tensor().storage::<i8>()),
+                    weight.scales(),
+                    [d_out, d_in],
+                );
+                let y = quant::linear(x.to_contiguous().storage(), rows, w, epilogue);
+                return tensor(y, [rows, d_out]);
+            }
+            weight => Tensor::<Self, 2>::from_primitive(weight),
+        };
         let few = rows <= FEW_ROWS;
         let y = if weight.dtype() == DType::BF16 {
             let weight = dense(weight);
             let w: &[bf16] = weight.storage();
             if few {
                 let w = Plain::new(w, [d_out, d_in], d_in);
-                skinny::linear_bf16(x.to_contiguous().storage(), rows, w, epilogue)
+                let product = if rounds_inputs() {
+                    skinny::linear_bf16_rounded
+                } else {
+                    skinny::linear_bf16
+                };
+                product(x.to_contiguous().storage(), rows, w, epilogue)
             } else {
-                gemm::matmul_bf16(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
+                let product = if rounds_inputs() {
+                    gemm::matmul_bf16
+                } else {
+                    gemm::matmul
+                };
+                product(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
+            }
+        } else if weight.dtype() == DType::F16 {
+            let weight = dense(weight);
+            let w: &[f16] = weight.storage();
+            if few {
+                let w = Plain::new(w, [d_out, d_in], d_in);
+                skinny::linear_f16(x.to_contiguous().storage(), rows, w, epilogue)
+            } else {
+                gemm::matmul(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
             }
         } else if few {
             let weight = dense(weight);
@@ -266,19 +313,33 @@ impl Kernels for Flex {
         tensor(y, [rows, d_out])
     }
 
+    /// The bytes of the result are those of [`quant::pack`]: in 4 bits, half as many as the shape says. Nothing
+    /// but [`linear_act`](Kernels::linear_act) can read them; any other operation panics.
+    fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {
+        let dims = weight.dims();
+        let weight = dense(as_dtype(weight, DType::F32));
+        let scheme = bits.scheme().with_store(QuantStore::Native);
+        let (data, scales) = quant::pack(bits_of(&scheme), weight.storage(), dims);
+        let bytes = Bytes::from_bytes_vec(data);
+        let data = FlexTensor::new(bytes, Layout::contiguous(dims.into()), DType::I8);
+        let packed = FlexQTensor::new(data, scheme, scales);
+        Tensor::from_primitive(TensorPrimitive::QFloat(packed))
+    }
+
     fn linear_input_grad(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        if !is_f32(&grad) || !matches!(weight.dtype(), DType::F32 | DType::BF16) {
+        if !is_f32(&grad) || !is_plain(&weight) {
             let dtype = grad.dtype();
             return grad.matmul(as_dtype(weight, dtype));
         }
         let dims = [grad.dims()[0], weight.dims()[1]];
-        let bf16_weight = weight.dtype() == DType::BF16;
+        let stored = weight.dtype();
         let (grad, weight) = (grad.into_primitive().tensor(), weight.into_primitive().tensor());
-        // gradients are not rounded to bf16
-        let dx = if bf16_weight {
-            gemm::matmul(matrix(&grad), matrix::<bf16>(&weight), Epilogue::NONE)
-        } else {
-            gemm::matmul(matrix(&grad), matrix::<f32>(&weight), Epilogue::NONE)
+        // gradients are not rounded, whatever the weights are kept in
+        let grad = matrix(&grad);
+        let dx = match stored {
+            DType::BF16 => gemm::matmul(grad, matrix::<bf16>(&weight), Epilogue::NONE),
+            DType::F16 => gemm::matmul(grad, matrix::<f16>(&weight), Epilogue::NONE),
+            _ => gemm::matmul(grad, matrix::<f32>(&weight), Epilogue::NONE),
         };
         tensor(dx, dims)
     }

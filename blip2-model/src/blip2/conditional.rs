@@ -65,12 +65,18 @@ impl<B: Kernels> Blip2<B> {
 
     /// Images -> soft tokens `[B, Q, d_llm]`.
     pub fn soft_tokens(&self, image: &ImageFeatures<B>, ctx: &Context) -> Result<Tensor<B, 3>, Blip2Error> {
+        let pass = self.bridge.query_pass(&image.keys, image.batch(), ctx);
+        self.project_queries(pass.hidden, ctx)
+    }
+
+    /// Query outputs `[B, Q, D]` (of [`embed_images`](Self::embed_images), or kept from an earlier run) -> soft
+    /// tokens `[B, Q, d_llm]`.
+    pub fn project_queries(&self, queries: Tensor<B, 3>, ctx: &Context) -> Result<Tensor<B, 3>, Blip2Error> {
         let projection = self.bridge.language_projection.as_ref();
         let projection = projection.ok_or(Blip2Error::MissingPart {
             part: "projection into a language model",
         })?;
-        let pass = self.bridge.query_pass(&image.keys, image.batch(), ctx);
-        let soft = projection.forward(pass.hidden);
+        let soft = projection.forward(queries);
         ctx.record("language_projection", &soft);
         Ok(soft)
     }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{
-    AllocationProperty, Bytes, DType as BurnDType, Shape, Tensor, TensorData, backend::Backend,
-};
+use burn::tensor::{AllocationProperty, Bytes, DType as BurnDType, Shape, Tensor, TensorData};
 use serde::Serialize;
 
 use super::{DtypePolicy, Keys, Part};
+use crate::nn::Kernels;
+use crate::nn::kernels::{PACK_GROUP, WeightBits, as_dtype};
 use crate::weights::{DType, ShapeMismatch, TensorBytes, TensorSource, WeightsError};
 
 /// What a load did, per part.
@@ -55,10 +55,11 @@ impl<'a> Loader<'a> {
     /// Fills `module`, whose parameters live under `root` in the key table (`vision`, `bridge`, `language`).
     ///
     /// Problems are collected; [`Loader::finish`] reports them all at once.
-    pub fn load<B: Backend, M: Module<B>>(&mut self, module: M, root: &str) -> M {
+    pub fn load<B: Kernels, M: Module<B>>(&mut self, module: M, root: &str) -> M {
         let mut mapper = Mapper {
             loader: self,
             path: vec![root.to_string()],
+            in_linear: false,
             backend: PhantomData::<B>,
         };
         module.map(&mut mapper)
@@ -99,8 +100,9 @@ impl<'a> Loader<'a> {
         Ok(self.report)
     }
 
-    /// Bytes for the parameter at `path`, in the dtype of the policy; `None` is recorded as a problem.
-    fn fetch(&mut self, path: &str, expected: &Shape) -> Option<TensorBytes> {
+    /// Bytes for the parameter at `path`, in the dtype of the policy, or in f32 where the device `keeps` no such
+    /// numbers; `None` is recorded as a problem.
+    fn fetch(&mut self, path: &str, expected: &Shape, keeps: impl Fn(DType) -> bool) -> Option<TensorBytes> {
         let original = self.keys.name(path).unwrap_or_else(|| path.to_string());
         let mut names = std::iter::once(original.clone()).chain(self.keys.alias_of(&original));
         let Some(info) = names.find_map(|name| self.source.info(&name)) else {
@@ -121,6 +123,7 @@ impl<'a> Loader<'a> {
             return None;
         }
         let kept = self.policy.resolve(path, expected.len(), info.dtype);
+        let kept = if keeps(kept) { kept } else { DType::F32 };
         let copied = info.dtype != kept;
         let tensor = self.source.get(&name).and_then(|bytes| bytes.convert(kept));
         if copied {
@@ -146,19 +149,42 @@ impl<'a> Loader<'a> {
             }
         }
     }
+
+    /// Corrects the report for a weight that was stored as `stored_as` and is kept packed.
+    fn report_packed(&mut self, path: &str, stored_as: DType, stored: usize, bits: WeightBits, count: usize) {
+        let part = Part::of(path);
+        let (name, width) = match bits {
+            WeightBits::Eight => ("int8", 8),
+            WeightBits::Four => ("int4", 4),
+        };
+        let parameters = self.report.parameters.entry(part).or_default();
+        let plain = stored_as.to_string();
+        if let Some(left) = parameters.get_mut(&plain) {
+            *left -= count;
+            if *left == 0 {
+                parameters.remove(&plain);
+            }
+        }
+        *parameters.entry(name.to_string()).or_default() += count;
+        let bytes = self.report.bytes.entry(part).or_default();
+        *bytes = *bytes - stored + count * width / 8 + count / PACK_GROUP * size_of::<f32>();
+    }
 }
 
 struct Mapper<'l, 'a, B> {
     loader: &'l mut Loader<'a>,
     path: Vec<String>,
+    /// Whether the module being visited is a linear map.
+    in_linear: bool,
     backend: PhantomData<B>,
 }
 
-impl<B: Backend> ModuleMapper<B> for Mapper<'_, '_, B> {
+impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         if !container_type.starts_with("Enum:") {
             self.path.push(name.to_string());
         }
+        self.in_linear = container_type == "Struct:Linear";
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
@@ -169,18 +195,29 @@ impl<B: Backend> ModuleMapper<B> for Mapper<'_, '_, B> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let shape = param.lazy_shape();
-        let Some(found) = self.loader.fetch(&self.path.join("."), &shape) else {
+        let device = param.lazy_device();
+        let path = self.path.join(".");
+        let keeps = |dtype| B::supports_dtype(&device, burn_dtype(dtype));
+        let Some(found) = self.loader.fetch(&path, &shape, keeps) else {
             return param;
         };
-        let device = param.lazy_device();
         let dtype = burn_dtype(found.dtype());
+        let (stored_as, stored) = (found.dtype(), found.bytes().len());
         let bytes = Bytes::from_shared(found.into_bytes(), AllocationProperty::File);
-        let data = TensorData::from_bytes(bytes, shape, dtype);
+        let data = TensorData::from_bytes(bytes, shape.clone(), dtype);
+        let tensor = Tensor::<B, D>::from_data(data, (&device, dtype));
+        let bits = self.loader.policy.packing(&path).filter(|_| self.in_linear);
+        if let (Some(bits), [rows, depth]) = (bits, &shape[..])
+            && depth.is_multiple_of(PACK_GROUP)
+        {
+            let flat = as_dtype(tensor.reshape([*rows, *depth]), BurnDType::F32);
+            let packed = B::pack_weight(flat, bits);
+            self.loader
+                .report_packed(&path, stored_as, stored, bits, rows * depth);
+            return Param::initialized(param.id, Tensor::from_primitive(packed.into_primitive()));
+        }
         // A frozen weight never asks for a gradient; the trainer turns it on for what it trains.
-        Param::initialized(
-            param.id,
-            Tensor::from_data(data, (&device, dtype)).set_require_grad(false),
-        )
+        Param::initialized(param.id, tensor.set_require_grad(false))
     }
 }
 

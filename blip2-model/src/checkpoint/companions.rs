@@ -76,6 +76,14 @@ impl Companions {
         self
     }
 
+    /// Both sets, the names of the other one behind `prefix`.
+    pub fn and(mut self, other: Self, prefix: &str) -> Self {
+        let others = other.files.into_iter();
+        self.files
+            .extend(others.map(|(name, content)| (format!("{prefix}{name}"), content)));
+        self
+    }
+
     /// Names relative to the folder.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)

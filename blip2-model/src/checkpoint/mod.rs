@@ -3,15 +3,22 @@
 
 pub mod apply;
 pub mod companions;
+pub mod convert;
 pub mod expected;
 pub mod export;
+pub mod files;
 pub mod huggingface;
+pub mod inventory;
 pub mod keys;
 pub mod lavis;
 pub mod policy;
+pub mod view;
 
 pub use apply::{LoadReport, Loader};
 pub use companions::Companions;
 pub use export::{ExportError, ExportOptions, export_folder};
+pub use files::{FilesError, ModelFiles};
+pub use inventory::{Parameter, inventory};
 pub use keys::Keys;
+pub use lavis::{LavisError, LavisParts};
 pub use policy::{DtypePolicy, Part, PartDtype};

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::Blip2Config;
 use crate::language::LanguageConfig;
+use crate::nn::kernels::WeightBits;
 use crate::weights::DType;
 
 /// The three parts of BLIP-2.
@@ -55,6 +56,21 @@ pub enum PartDtype {
     F16,
     /// 2 bytes, 8 exponent bits.
     BF16,
+    /// Linear maps of the language model in 8 bits with a scale per 32 weights; everything else as in the file.
+    Int8,
+    /// The same in 4 bits.
+    Int4,
+}
+
+impl PartDtype {
+    /// Bits of packed linear maps, if they are packed.
+    pub fn bits(self) -> Option<WeightBits> {
+        match self {
+            Self::Int8 => Some(WeightBits::Eight),
+            Self::Int4 => Some(WeightBits::Four),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for PartDtype {
@@ -66,14 +82,16 @@ impl FromStr for PartDtype {
             "f32" | "float32" => Ok(Self::F32),
             "f16" | "float16" | "fp16" => Ok(Self::F16),
             "bf16" | "bfloat16" => Ok(Self::BF16),
+            "int8" => Ok(Self::Int8),
+            "int4" => Ok(Self::Int4),
             _ => Err(UnknownDtype { name: s.to_string() }),
         }
     }
 }
 
-/// A dtype name that is not one of `auto`, `f32`, `f16`, `bf16`.
+/// A dtype name that is not one of `auto`, `f32`, `f16`, `bf16`, `int8`, `int4`.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown dtype `{name}`; use auto, f32, f16 or bf16")]
+#[error("unknown dtype `{name}`; use auto, f32, f16, bf16, int8 or int4")]
 pub struct UnknownDtype {
     name: String,
 }
@@ -136,12 +154,17 @@ impl DtypePolicy {
             PartDtype::F32 => DType::F32,
             PartDtype::F16 => DType::F16,
             PartDtype::BF16 => DType::BF16,
-            PartDtype::Auto if self.widen_f16_llm && stored == DType::F16 && Part::of(path) == Part::Llm => {
-                DType::F32
-            }
-            PartDtype::Auto if stored.is_float() && stored != DType::F64 => stored,
-            PartDtype::Auto => DType::F32,
+            _ if self.widen_f16_llm && stored == DType::F16 && Part::of(path) == Part::Llm => DType::F32,
+            _ if stored.is_float() && stored != DType::F64 => stored,
+            _ => DType::F32,
         }
+    }
+
+    /// Bits that the linear map with its weight at `path` is packed into, if it is. The output head keeps its
+    /// dtype: it decides between words whose scores are close.
+    pub fn packing(&self, path: &str) -> Option<WeightBits> {
+        let packs = Part::of(path) == Part::Llm && !path.contains("lm_head");
+        self.llm.bits().filter(|_| packs)
     }
 }
 
@@ -157,7 +180,7 @@ impl DtypePolicy {
         if matches!(config.language(), Some(LanguageConfig::T5(_))) {
             match self.llm {
                 PartDtype::F16 => return Err(T5InHalf),
-                PartDtype::Auto => self.widen_f16_llm = true,
+                PartDtype::Auto | PartDtype::Int8 | PartDtype::Int4 => self.widen_f16_llm = true,
                 _ => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Head splitting around [`Kernels::attend`], the one attention of the project.
+//! Head splitting around [`Kernels::attend`](super::Kernels::attend), the one attention of the project.
 //!
 //! Paths: naive (plain tensor operations, any backend, differentiable), fused (a backend's override)
 //! and cached (keys and values come from a [`KvCache`](super::KvCache)).

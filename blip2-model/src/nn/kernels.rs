@@ -2,10 +2,35 @@
 //! operations. Every method has a default in plain operations, so `impl Kernels for X {}` is enough
 //! for a new backend and the autodiff path works through the same calls.
 
+use burn::tensor::quantization::{QuantLevel, QuantScheme, QuantValue};
 use burn::tensor::{DType, Tensor, activation, backend::Backend};
 
 use super::gradients::{self, NormGradients};
 use super::{Activation, Context};
+
+/// Width of packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightBits {
+    /// 8 bits.
+    Eight,
+    /// 4 bits.
+    Four,
+}
+
+/// Weights along the contraction that share a scale.
+pub const PACK_GROUP: usize = 32;
+
+impl WeightBits {
+    /// Symmetric, one f32 scale per [`PACK_GROUP`] weights.
+    pub fn scheme(self) -> QuantScheme {
+        QuantScheme::default()
+            .with_level(QuantLevel::block([PACK_GROUP as u8]))
+            .with_value(match self {
+                Self::Eight => QuantValue::Q8S,
+                Self::Four => QuantValue::Q4S,
+            })
+    }
+}
 
 /// What attention scores go through on their way to the values.
 #[derive(Clone, Debug)]
@@ -50,6 +75,11 @@ pub trait Kernels: Backend {
         act: Activation,
     ) -> Tensor<Self, 2> {
         linear_by_matmul(x, weight, bias, act)
+    }
+
+    /// Packs a weight `[out, in]` for [`linear_act`](Self::linear_act); `in` is a multiple of [`PACK_GROUP`].
+    fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {
+        weight.quantize_dynamic(&bits.scheme())
     }
 
     /// Gradient of `x W^T` with respect to `x`: `grad [M, out]`, `weight [out, in]` -> `[M, in]`, in the dtype of `grad`.
@@ -217,7 +247,7 @@ pub fn linear_by_matmul<B: Kernels>(
     act: Activation,
 ) -> Tensor<B, 2> {
     let dtype = x.dtype();
-    let y = x.matmul(as_dtype(weight, dtype).transpose());
+    let y = x.matmul(as_dtype(weight.dequantize(), dtype).transpose());
     act.apply(match bias {
         Some(bias) => y + as_dtype(bias, dtype).unsqueeze(),
         None => y,

@@ -36,6 +36,12 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Kernels> KvCache<B> {
+    /// Numbers that memory was taken for, filled or not; 0 while empty.
+    pub fn num_elements(&self) -> usize {
+        let count = |t: &Option<Tensor<B, 4>>| t.as_ref().map_or(0, |t| t.shape().num_elements());
+        count(&self.keys) + count(&self.values)
+    }
+
     /// Dtype of what is cached, which is the dtype of the activations; `None` while empty.
     pub fn dtype(&self) -> Option<DType> {
         self.keys.as_ref().map(Tensor::dtype)

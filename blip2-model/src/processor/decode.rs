@@ -236,9 +236,8 @@ fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
-        while bytes.get(at).is_some_and(|b| *b != 0xFF) {
-            at += 1;
-        }
+        let rest = bytes.get(at..).unwrap_or_default();
+        at += memchr::memchr(0xFF, rest).unwrap_or(rest.len());
         while bytes.get(at) == Some(&0xFF) {
             at += 1;
         }

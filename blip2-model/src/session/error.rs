@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::blip2::Blip2Error;
+use crate::checkpoint::FilesError;
 use crate::checkpoint::policy::T5InHalf;
-use crate::config::ConfigError;
 use crate::generate::{GenerateError, ImportError};
 use crate::processor::ProcessorError;
 use crate::weights::WeightsError;
@@ -13,21 +13,9 @@ use crate::weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// The folder has weights but no description of the model.
-    #[error("{}: config.json not found; give the folder of a model", folder.display())]
-    NoConfig {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// `config.json` does not describe a model.
-    #[error("{}", folder.display())]
-    Config {
-        /// The folder.
-        folder: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ConfigError,
-    },
+    /// The path does not give a model.
+    #[error(transparent)]
+    Files(#[from] Box<FilesError>),
     /// The dtypes asked for do not fit the model.
     #[error(transparent)]
     Policy(#[from] T5InHalf),
@@ -66,10 +54,43 @@ pub enum SessionError {
         /// Requests given.
         requests: usize,
     },
+    /// A row of a request that no encoded picture stands for.
+    #[error("request for picture {row} of {pictures} encoded ones")]
+    NoSuchPicture {
+        /// Row asked for.
+        row: usize,
+        /// Pictures encoded.
+        pictures: usize,
+    },
+    /// Kept query outputs that do not fit the model.
+    #[error("kept query outputs of {found} numbers do not fit this model, which has {expected}")]
+    Queries {
+        /// Numbers per picture given.
+        found: usize,
+        /// Numbers per picture needed.
+        expected: usize,
+    },
+    /// Picture, prompt and answer together exceed the position table of the language model.
+    #[error(
+        "picture, prompt and answer need up to {needed} positions, the language model has {limit}; shorten the \
+         prompt or lower --max-new-tokens"
+    )]
+    PromptTooLong {
+        /// Positions needed.
+        needed: usize,
+        /// Rows of the position table.
+        limit: usize,
+    },
     /// The model produced an id that no tokenizer has.
     #[error("token id {id} is outside the vocabulary")]
     TokenId {
         /// The id.
         id: i64,
     },
+}
+
+impl From<FilesError> for SessionError {
+    fn from(error: FilesError) -> Self {
+        Self::Files(Box::new(error))
+    }
 }

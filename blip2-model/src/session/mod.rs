@@ -2,28 +2,29 @@
 //! examples stand on.
 
 mod answer;
+mod encoded;
 mod error;
+mod streaming;
 
 use std::path::Path;
 use std::time::Instant;
 
 use crate::blip2::conditional::TokenBatch;
 use crate::blip2::{Blip2, ImageFeatures};
-use crate::checkpoint::{DtypePolicy, LoadReport};
-use crate::config::{Blip2Config, Task};
-use crate::generate::ranking::{RankOptions, rank};
-use crate::generate::{self, GenerateOptions, StopReason};
+use crate::checkpoint::{DtypePolicy, LavisParts, LoadReport, ModelFiles};
+use crate::generate::GenerateOptions;
 use crate::language::{AnyLanguageModel, Architecture, LanguageModel};
 use crate::nn::{Context, Kernels, PadMask};
 use crate::processor::{
     DecodeOptions, EncodeOptions, ImageProcessor, Padding, RgbImage, TextTokenizer, TokenizerKind,
     decode_file,
 };
-use crate::weights::checkpoint_dir;
 use burn::tensor::{DType, Tensor, TensorData};
 
 pub use answer::{Answer, Output, RankedAnswer, Timing};
+pub use encoded::Encoded;
 pub use error::SessionError;
+pub use streaming::{OnText, TextPiece, ignore};
 
 type Result<T> = std::result::Result<T, SessionError>;
 
@@ -59,56 +60,47 @@ fn ms(start: Instant) -> f64 {
 }
 
 impl<B: Kernels> Session<B> {
-    /// Opens a Hugging Face folder.
-    pub fn open(folder: &Path, policy: DtypePolicy, allow_partial: bool, device: &B::Device) -> Result<Self> {
+    /// Opens a Hugging Face folder, or a LAVIS checkpoint beside the files that it leaves out.
+    pub fn open(path: &Path, policy: DtypePolicy, allow_partial: bool, device: &B::Device) -> Result<Self> {
+        let files = ModelFiles::open(path, &LavisParts::default())?;
+        Self::load(files, policy, allow_partial, device)
+    }
+
+    /// Loads the model that [`ModelFiles::open`] found.
+    pub fn load(
+        files: ModelFiles,
+        policy: DtypePolicy,
+        allow_partial: bool,
+        device: &B::Device,
+    ) -> Result<Self> {
         let start = Instant::now();
-        let opened = checkpoint_dir::open(folder)?;
-        let json = opened
-            .config_json
-            .as_deref()
-            .ok_or_else(|| SessionError::NoConfig {
-                folder: folder.to_path_buf(),
-            })?;
-        let config = Blip2Config::from_json(json).map_err(|source| SessionError::Config {
-            folder: folder.to_path_buf(),
-            source,
-        })?;
-        let policy = policy.for_config(&config)?;
-        let (model, report) = Blip2::load(config, opened.source.as_ref(), policy, allow_partial, device)?;
-        let preprocessor = opened.folder.join("preprocessor_config.json");
-        let images = match preprocessor.exists() {
-            true => ImageProcessor::from_file(&preprocessor)?,
-            false => ImageProcessor::blip2(model.config.vision_config.image_size() as u32),
-        };
+        let policy = policy.for_config(&files.config)?;
+        let (model, report) =
+            Blip2::load(files.config, files.source.as_ref(), policy, allow_partial, device)?;
         let kind = model.language.as_ref().map(|language| match language {
             AnyLanguageModel::Opt(_) => TokenizerKind::Opt,
             AnyLanguageModel::T5(_) => TokenizerKind::T5,
             AnyLanguageModel::Llama(_) => TokenizerKind::Llama,
         });
-        let language_tokenizer = kind
-            .map(|kind| TextTokenizer::from_folder(&opened.folder, kind))
+        let language_tokenizer = files
+            .language_tokenizer
+            .zip(kind)
+            .map(|(folder, kind)| TextTokenizer::from_folder(folder, kind))
             .transpose()?;
-        let query_folder = match model.config.task() {
-            Task::Complete => Some(opened.folder.join("qformer_tokenizer")),
-            _ if model.bridge.qformer.has_text_branch() => Some(opened.folder.clone()),
-            _ => None,
-        };
-        let query_tokenizer = query_folder
+        let query_tokenizer = files
+            .query_tokenizer
             .map(|folder| TextTokenizer::from_folder(folder, TokenizerKind::Bert))
             .transpose()?;
-        let settings = opened.folder.join("generation_config.json");
-        let generation = match (model.language.as_ref(), std::fs::read_to_string(&settings)) {
-            (Some(language), Ok(text)) => Some(GenerateOptions::hf(&text, language.architecture()).map_err(
-                |source| SessionError::Generation {
-                    file: settings.clone(),
-                    source,
-                },
-            )?),
+        let generation = match (model.language.as_ref(), files.generation) {
+            (Some(language), Some((file, text))) => {
+                let options = GenerateOptions::hf(&text, language.architecture());
+                Some(options.map_err(|source| SessionError::Generation { file, source })?)
+            }
             _ => None,
         };
         Ok(Self {
             model,
-            images,
+            images: ImageProcessor::new(files.images),
             report,
             generation,
             language_tokenizer,
@@ -170,7 +162,7 @@ impl<B: Kernels> Session<B> {
         tokenize(tokenizer, texts, &options, Padding::RIGHT)
     }
 
-    /// Captions or answers a batch of decoded pictures.
+    /// Captions or answers a batch of decoded pictures, one request each.
     pub fn answer(&self, images: &[RgbImage], requests: &[Request]) -> Result<Vec<Answer>> {
         if images.len() != requests.len() {
             return Err(SessionError::Count {
@@ -178,57 +170,13 @@ impl<B: Kernels> Session<B> {
                 requests: requests.len(),
             });
         }
-        let ctx = Context::eval();
-        let mut timing = Timing {
-            load: self.load_ms,
-            ..Timing::default()
-        };
-        let start = Instant::now();
-        let pixels = self.pixels(images)?;
-        timing.preprocess = ms(start);
-        let start = Instant::now();
-        let features = self.model.encode_images(pixels, &ctx)?;
-        let _ = B::sync(&self.model.device);
-        timing.vision = ms(start);
-        let start = Instant::now();
-        let soft = self.model.soft_tokens(&features, &ctx)?;
-        let _ = B::sync(&self.model.device);
-        timing.qformer = ms(start);
-        let prompts: Vec<String> = requests.iter().map(|r| r.prompt.clone()).collect();
-        let text = self.tokenize_prompts(&prompts)?;
-        let options: Vec<_> = requests.iter().map(|r| r.options.clone()).collect();
-        let prompt = self.model.prompt(soft, &text)?;
-        let start = Instant::now();
-        let mut first = None;
-        let generations = generate::generate(self.model.language()?, prompt, &options, &ctx, &mut |_| {
-            first.get_or_insert_with(|| ms(start));
-            std::ops::ControlFlow::Continue(())
-        })?;
-        timing.prefill = first.unwrap_or_default();
-        timing.decode = ms(start) - timing.prefill;
-        let mut answers = Vec::with_capacity(requests.len());
-        for (request, generation) in requests.iter().zip(generations) {
-            let outputs = generation.sequences.into_iter().map(|sequence| {
-                Ok(Output {
-                    text: self.detokenize(&sequence.token_ids)?,
-                    token_ids: sequence.token_ids,
-                    score: sequence.score,
-                    stop: match sequence.stop {
-                        StopReason::Eos => "eos",
-                        StopReason::EosFirst => "eos_first",
-                        StopReason::Length => "length",
-                        StopReason::Cancelled => "cancelled",
-                    },
-                })
-            });
-            answers.push(Answer {
-                image: request.image.clone(),
-                prompt: request.prompt.clone(),
-                outputs: outputs.collect::<Result<_>>()?,
-                timing_ms: timing,
-            });
-        }
-        Ok(answers)
+        let rows: Vec<usize> = (0..images.len()).collect();
+        self.answer_encoded(
+            &self.encode_once(images)?,
+            &rows,
+            requests,
+            &mut streaming::ignore,
+        )
     }
 
     /// Ids -> trimmed text without special tokens.
@@ -269,29 +217,8 @@ impl<B: Kernels> Session<B> {
 
     /// Candidate answers to one question, best first, by exact log-likelihood.
     pub fn rank(&self, image: &RgbImage, prompt: &str, candidates: &[String]) -> Result<Vec<RankedAnswer>> {
-        let ctx = Context::eval();
-        let features = self.encode(std::slice::from_ref(image), &ctx)?;
-        let soft = self.model.soft_tokens(&features, &ctx)?;
-        let prompt = self
-            .model
-            .prompt(soft, &self.tokenize_prompts(&[prompt.to_string()])?)?;
-        let ids = self.tokenize_candidates(candidates)?;
-        let scores = rank(
-            self.model.language()?,
-            prompt,
-            &[ids],
-            &RankOptions::default(),
-            &ctx,
-        )?;
-        Ok(scores
-            .into_iter()
-            .flatten()
-            .map(|score| RankedAnswer {
-                text: candidates[score.candidate].clone(),
-                log_likelihood: score.sum,
-                mean_log_likelihood: score.mean,
-            })
-            .collect())
+        let encoded = self.encode_once(std::slice::from_ref(image))?;
+        self.rank_encoded(&encoded, 0, prompt, candidates)
     }
 }
 

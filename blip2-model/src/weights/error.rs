@@ -250,7 +250,7 @@ impl WeightsError {
 }
 
 /// Prints at most a screenful of a list and counts the rest.
-pub(super) struct NameList<'a, T>(pub(super) &'a [T]);
+pub(crate) struct NameList<'a, T>(pub(crate) &'a [T]);
 
 impl<T: fmt::Display> fmt::Display for NameList<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

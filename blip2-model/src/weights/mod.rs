@@ -6,6 +6,7 @@
 pub mod checkpoint_dir;
 pub mod error;
 mod fault;
+pub mod fingerprint;
 #[cfg(test)]
 mod fixtures;
 pub mod hub;

@@ -36,8 +36,16 @@ impl ShardIndex {
         if size > MAX_INDEX {
             return Err(bad(IndexFault::TooLarge { size }));
         }
-        let index: Self =
-            serde_json::from_slice(&std::fs::read(path).map_err(io)?).map_err(|e| bad(e.into()))?;
+        Self::from_bytes(path, &std::fs::read(path).map_err(io)?)
+    }
+
+    /// Reads the content of an index file; `path` is for messages.
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let bad = |fault| WeightsError::BadIndex {
+            path: path.to_owned(),
+            fault,
+        };
+        let index: Self = serde_json::from_slice(bytes).map_err(|e| bad(e.into()))?;
         if index.weight_map.is_empty() {
             return Err(bad(IndexFault::Empty));
         }

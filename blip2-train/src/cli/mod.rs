@@ -5,7 +5,10 @@ mod capfilt;
 mod data;
 mod eval;
 mod generation;
+mod launch;
 mod model;
+mod plan;
+mod report;
 mod source;
 mod train;
 
@@ -37,6 +40,14 @@ enum Command {
     Train(train::TrainArgs),
     /// Write a run's model as a complete Hugging Face folder
     Export(train::ExportArgs),
+    /// Predict memory, communication and step time of a recipe on a cluster
+    Plan(plan::PlanArgs),
+    /// Run a command in several processes of this machine
+    Launch(launch::LaunchArgs),
+    /// Draw the curves of a run into its report.html
+    Report(report::ReportArgs),
+    /// Turn a LAVIS training YAML into a recipe
+    ImportLavis(report::ImportArgs),
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
     /// Measure a model: published metrics from a model folder and a data set
@@ -61,14 +72,44 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Export(args) => train::export(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Launch(args) => launch::launch(&args),
+        Command::Report(args) => report::report(&args),
+        Command::ImportLavis(args) => report::import(&args),
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&error));
             ExitCode::from(2)
         }
+    }
+}
+
+/// The error with its causes, each said once: many messages quote their cause already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(cause.trim()) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text.trim_end().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let path = std::path::Path::new("no/such.toml");
+        let error = crate::recipe::Recipe::open(path, &[]).unwrap_err();
+        let text = sentence(&anyhow::Error::new(error).context("rank 1"));
+        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+        assert!(text.starts_with("rank 1: no/such.toml: "), "{text}");
     }
 }

@@ -11,7 +11,8 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use clap::{Args, ValueEnum};
 
-use crate::distributed::Single;
+use crate::distributed::world::World;
+use crate::distributed::{Collective, Single};
 use crate::recipe::start::{self, Ended, Environment, Estimate};
 use crate::recipe::{Recipe, export, origins};
 use crate::run::Interrupt;
@@ -31,9 +32,9 @@ pub struct TrainArgs {
     /// Backend of this build; default: the first one compiled in
     #[arg(long)]
     pub backend: Option<String>,
-    /// Device of the backend
-    #[arg(long, default_value_t = 0)]
-    pub device: usize,
+    /// Device of the backend [default: LOCAL_RANK in a group of processes, else 0]
+    #[arg(long)]
+    pub device: Option<usize>,
     /// Print parameters, memory, steps and the time it would take after three timed steps; write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -46,12 +47,12 @@ pub struct TrainArgs {
 }
 
 const EXAMPLES: &str = "Examples:
-  blip2-train train assets/recipes/pretrain_stage1_vitg.toml --dry-run
+  blip2-train train assets/recipes/pretrain_stage1.toml --dry-run
   blip2-train train recipe.toml --out runs/first --set train.batch_size=16 --set schedule.max_iters=1000
   blip2-train train recipe.toml --out runs/first          (again: goes on where it stopped)
 
-The run folder holds recipe.toml, metrics.jsonl, tensorboard/, checkpoints/, and at the end report.html and export/,
-a complete model for `blip2 caption --model RUN/export`. Ctrl-C finishes the step, saves and exits.";
+The run folder holds recipe.toml, metrics.jsonl, tensorboard/, checkpoints/, and at the end report.html and
+export/, a complete model for `blip2 caption --model RUN/export`. Ctrl-C finishes the step, saves and exits.";
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -79,21 +80,53 @@ pub enum FileDtype {
 
 /// `train`
 pub(super) fn train(args: &TrainArgs) -> Result<()> {
+    let world = World::from_env()?;
+    let Some(world) = world else {
+        return train_as(args, None);
+    };
+    train_as(args, Some(&world)).with_context(|| format!("rank {}", world.rank))
+}
+
+/// As one process, or as one of several.
+fn train_as(args: &TrainArgs, world: Option<&World>) -> Result<()> {
     let recipe = Recipe::open(&args.recipe, &args.set)?;
     let kind = BackendKind::choose(args.backend.as_deref())?;
     let ended = with_backend!(kind, B => {
-        let device = B::select_device(args.device);
-        let collective = Single;
+        let device = B::select_device(args.device.or(world.map(|world| world.local_rank)).unwrap_or(0));
+        let collective = join::<B>(world)?;
         let env = Environment {
             folder: args.out.clone().unwrap_or_else(|| Path::new("runs").join(recipe.title())),
-            collective: &collective,
+            collective: collective.as_ref(),
             interrupt: if args.dry_run { Interrupt::new() } else { Interrupt::on_signals()? },
             dry_run: args.dry_run,
             quiet: args.quiet,
         };
         dispatch::<B>(&recipe, &env, &device)?
     });
-    report(args, &ended)
+    match world {
+        Some(world) if world.rank > 0 => Ok(()),
+        _ => report(args, &ended),
+    }
+}
+
+#[cfg(feature = "cluster")]
+fn join<B: Kernels>(world: Option<&World>) -> Result<Box<dyn Collective<B>>> {
+    use crate::distributed::cluster::{Cluster, Patience};
+    Ok(match world {
+        None => Box::new(Single),
+        Some(world) => Box::new(Cluster::<B>::connect(world, Patience::default())?),
+    })
+}
+
+#[cfg(not(feature = "cluster"))]
+fn join<B: Kernels>(world: Option<&World>) -> Result<Box<dyn Collective<B>>> {
+    match world {
+        None => Ok(Box::new(Single)),
+        Some(world) => bail!(
+            "{} processes were started, but this build trains in one; rebuild with `--features cluster`",
+            world.size
+        ),
+    }
 }
 
 /// The backend's autodiff wrapper: activations kept, or computed again.

@@ -9,7 +9,7 @@ use super::sample::{DataError, Problem, Question, weigh_answers};
 /// How a JSON file is organised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// A list of rows ([`Container`]).
+    /// A list of rows (`Container`).
     Rows,
     /// `dataset_*.json`: images with sentences and a split each.
     Karpathy,

@@ -233,6 +233,7 @@ fn text(sheet: &mut RgbImage, left: u32, top: u32, text: &str, ink: Rgb<u8>) {
     // characters outside Latin are shown as a box
     const BOX: [u8; 8] = [0, 0x7e, 0x42, 0x42, 0x42, 0x42, 0x7e, 0];
     for (n, c) in (0u32..).zip(text.chars()) {
+        let c = plain(c);
         let glyph = BASIC_FONTS.get(c).or_else(|| LATIN_FONTS.get(c)).unwrap_or(BOX);
         for (y, row) in (0u32..).zip(glyph) {
             for x in (0..GLYPH).filter(|x| row >> x & 1 == 1) {
@@ -242,6 +243,16 @@ fn text(sheet: &mut RgbImage, left: u32, top: u32, text: &str, ink: Rgb<u8>) {
                 }
             }
         }
+    }
+}
+
+/// Typographic marks that the font lacks, as the keyboard has them.
+fn plain(c: char) -> char {
+    match c {
+        '\u{2018}' | '\u{2019}' => '\'',
+        '\u{201c}' | '\u{201d}' => '"',
+        '\u{2010}'..='\u{2015}' => '-',
+        other => other,
     }
 }
 

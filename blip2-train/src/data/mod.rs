@@ -28,5 +28,6 @@ pub mod stream;
 pub mod tar_reader;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod untrusted;
 pub mod verify;
 pub mod webdataset;

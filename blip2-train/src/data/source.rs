@@ -114,7 +114,17 @@ impl SourceConfig {
             std::fs::metadata(path).map_err(DataError::io(path))?;
             return Err(DataError::UnknownKind { path: path.clone() });
         }
-        Ok(Data::Rows(Arc::new(AnnotationSet::open(&annotations)?)))
+        let set = match AnnotationSet::open(&annotations) {
+            // the official files are known by their outermost fields
+            Err(DataError::Layout { looks_like, .. }) if self.format.is_none() => {
+                AnnotationSet::open(&AnnotationConfig {
+                    format: looks_like.into(),
+                    ..annotations
+                })
+            }
+            other => other,
+        };
+        Ok(Data::Rows(Arc::new(set?)))
     }
 
     fn shards(&self, paths: Vec<PathBuf>) -> Result<Data, DataError> {
@@ -167,6 +177,19 @@ mod tests {
         };
         assert_eq!(rows(format!("{base}/f")), 1);
         assert_eq!(rows(format!("{base}/f/captions.csv")), 1);
+
+        let coco = r#"{"images":[{"id":7,"file_name":"a.jpg"}],"annotations":[{"image_id":7,"caption":"x"},{"image_id":7,"caption":"y"}]}"#;
+        std::fs::write(dir.path().join("coco.json"), coco).unwrap();
+        assert_eq!(
+            rows(format!("{base}/coco.json")),
+            2,
+            "the official layout, one row per caption"
+        );
+        let named = SourceConfig {
+            format: Some("gqa".into()),
+            ..SourceConfig::new(format!("{base}/coco.json"))
+        };
+        assert!(matches!(named.open().err(), Some(DataError::Layout { .. })));
 
         let error = |path: String| SourceConfig::new(path).open().err();
         assert!(matches!(

@@ -3,7 +3,10 @@
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod local;
+pub mod world;
 
 /// Why a collective operation failed.
 #[derive(Debug, thiserror::Error)]

@@ -142,7 +142,7 @@ impl CaptionScores {
             .chain(others.map(|(name, value)| (name.to_string(), value)))
             .map(|(metric, value)| Score {
                 metric,
-                value: 100.0 * value,
+                value: 100.0 * value + 0.0, // no negative zero
                 published: None,
             })
             .collect()

@@ -58,17 +58,45 @@ pub fn average_over_processes<B: Backend>(
         .collect();
     let present = Tensor::from_data(TensorData::new(present, [infos.len()]), device);
     let present = host(collective.all_reduce_sum(present)?);
+    let used = infos.iter().zip(present).filter(|(_, n)| *n > 0.0);
     let mut averaged = Named::new();
-    for info in infos
-        .iter()
-        .zip(present)
-        .filter_map(|(info, n)| (n > 0.0).then_some(info))
-    {
+    let (mut bucket, mut waiting) = (Vec::new(), 0);
+    for (info, _) in used {
         let gradient = gradients.remove(&info.name);
-        let gradient = gradient.unwrap_or_else(|| Tensor::zeros([info.len()], device));
-        averaged.insert(info.name.clone(), collective.all_reduce_mean(gradient)?);
+        bucket.push((
+            info,
+            gradient.unwrap_or_else(|| Tensor::zeros([info.len()], device)),
+        ));
+        waiting += info.len();
+        if waiting >= BUCKET {
+            average(collective, std::mem::take(&mut bucket), &mut averaged)?;
+            waiting = 0;
+        }
     }
+    average(collective, bucket, &mut averaged)?;
     Ok(averaged)
+}
+
+/// Gradients that travel together, values: an exchange takes time however little is in it.
+const BUCKET: usize = 8 << 20;
+
+fn average<B: Backend>(
+    collective: &dyn Collective<B>,
+    bucket: Vec<(&ParamInfo, Tensor<B, 1>)>,
+    averaged: &mut Named<B>,
+) -> Result<(), CollectiveError> {
+    if bucket.is_empty() {
+        return Ok(());
+    }
+    let (infos, gradients): (Vec<_>, Vec<_>) = bucket.into_iter().unzip();
+    let mean = collective.all_reduce_mean(Tensor::cat(gradients, 0))?;
+    let mut start = 0;
+    for info in infos {
+        let own = mean.clone().narrow(0, start, info.len());
+        averaged.insert(info.name.clone(), own);
+        start += info.len();
+    }
+    Ok(())
 }
 
 #[cfg(test)]

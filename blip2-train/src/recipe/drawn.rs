@@ -18,6 +18,15 @@ pub enum Root {
 }
 
 impl Root {
+    /// In words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Vision => "image encoder",
+            Self::Bridge => "Q-Former with queries, heads and projections",
+            Self::Language => "language model",
+        }
+    }
+
     /// First part of paths in the key tables.
     pub fn name(self) -> &'static str {
         match self {

@@ -18,11 +18,13 @@ use crate::stage::StageError;
 use crate::stage::lora::NoTargets;
 
 pub mod architecture;
+pub mod cost;
 pub mod data;
 pub mod drawn;
 pub mod export;
 pub mod features;
 pub mod feeds;
+pub mod lavis_yaml;
 pub mod model;
 pub mod origins;
 pub mod set;
@@ -114,6 +116,12 @@ pub enum RecipeError {
         /// As given.
         argument: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A LAVIS configuration that has no counterpart here.
+    #[error("{reason}")]
+    Yaml {
+        /// Key and remedy.
         reason: String,
     },
     /// A value that makes no sense here.
@@ -291,5 +299,9 @@ impl Recipe {
     }
 }
 
+#[cfg(test)]
+mod published;
+#[cfg(test)]
+mod runs;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blip2_model::checkpoint::lavis::{self, LavisSource};
+use blip2_model::checkpoint::lavis;
 use blip2_model::language::{KeyTable, LanguageConfig};
 use blip2_model::weights::{TensorBytes, TensorInfo, TensorSource, WeightsError, checkpoint_dir};
 
@@ -97,7 +97,12 @@ pub fn open(
     let source: Arc<dyn TensorSource> = match naming(opened.source.as_ref()) {
         _ if role == Role::Bert => Arc::new(Renamed::new(opened.source.into(), bert_names)),
         Naming::HuggingFace => opened.source.into(),
-        Naming::Lavis => Arc::new(LavisSource::new(opened.source, vision_layers)),
+        Naming::Lavis => Arc::new(lavis::first_blocks(opened.source, vision_layers)),
+        // an encoder as transformers saves it alone (DINOv2); its last norm becomes the start of `ln_vision`
+        Naming::Other if role == Role::Vision => {
+            let inside = |name: &str| vec![format!("vision_model.{name}")];
+            Arc::new(Renamed::new(opened.source.into(), inside))
+        }
         Naming::Other => {
             let table = language.map(KeyTable::of);
             let alone = |name: &str| {

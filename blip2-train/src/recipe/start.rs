@@ -16,15 +16,14 @@ use super::drawn::Root;
 use super::feeds::{self, Place, Reader};
 use super::tokens::Tokenizers;
 use super::train::LoraTarget;
-use super::weights::{self, Assembly};
-use super::{Recipe, RecipeError, StageKind, export, features};
+use super::weights::Assembly;
+use super::{Recipe, RecipeError, StageKind, cost, export, features};
 use crate::distributed::Collective;
 use crate::optim::{GroupRule, LayerDecay};
 use crate::params;
 use crate::run::checkpoint::load_state;
 use crate::run::collate::Pictures;
 use crate::run::fingerprint::module_digest;
-use crate::run::flops::{StepSize, encoder_forward, stage1_step, stage2_step};
 use crate::run::guard::write_atomically;
 use crate::run::progress::Progress;
 use crate::run::{BatchSource, Interrupt, LossValidation, Outcome, RunParts, Trainer, report};
@@ -34,8 +33,10 @@ use crate::stage::{
 };
 
 mod dry;
+mod parts;
 
 pub use dry::Estimate;
+use parts::trainable;
 
 /// What surrounds a run.
 pub struct Environment<'a, B: Backend> {
@@ -232,189 +233,6 @@ where
         self.finish(LanguageModelling::<B>::new(self.device.clone()), module, supply)
     }
 
-    fn policy(&self) -> DtypePolicy {
-        DtypePolicy {
-            vision: self.recipe.model.vit_precision.into(),
-            qformer: PartDtype::F32,
-            llm: self.recipe.model.llm_precision.into(),
-            widen_f16_llm: false,
-        }
-    }
-
-    /// Everything BLIP-2 trains, with gradients.
-    fn bridge(&self) -> Result<Bridge<B>, RecipeError> {
-        let bridge = self.assembly.config.bridge().init::<B>(&self.device);
-        Ok(trainable::<B, _>(self.assembly.load(
-            bridge,
-            Root::Bridge,
-            DtypePolicy::f32(),
-        )?))
-    }
-
-    fn vision(&self) -> &VisionConfig {
-        &self.assembly.config.vision_config
-    }
-
-    fn frozen_encoder(&self) -> Result<AnyEncoder<B::InnerBackend>, RecipeError> {
-        let encoder = self.vision().init::<B::InnerBackend>(&self.device);
-        self.assembly.load(encoder, Root::Vision, self.policy())
-    }
-
-    fn trained_encoder(&self) -> Result<AnyEncoder<B>, RecipeError> {
-        let encoder = self.vision().init::<B>(&self.device);
-        Ok(trainable::<B, _>(self.assembly.load(
-            encoder,
-            Root::Vision,
-            DtypePolicy::f32(),
-        )?))
-    }
-
-    fn language(&self) -> Result<AnyLanguageModel<B>, RecipeError> {
-        self.language_as(self.policy())
-    }
-
-    fn language_as(&self, policy: DtypePolicy) -> Result<AnyLanguageModel<B>, RecipeError> {
-        let config = self.assembly.config.language();
-        let config = config.ok_or_else(|| RecipeError::missing("model.text_config", "no language model"))?;
-        self.assembly
-            .load(config.init::<B>(&self.device)?, Root::Language, policy)
-    }
-
-    fn pixels(&self) -> Pictures {
-        Pictures::normalised(self.vision().image_size() as u32)
-    }
-
-    /// Pixels, or the store the recipe asks for.
-    fn pictures(&self, encoder: &AnyEncoder<B::InnerBackend>) -> Result<Pictures, RecipeError> {
-        let Some(folder) = &self.recipe.train.features else {
-            return Ok(self.pixels());
-        };
-        // one process computes, the others wait for it and then find everything there
-        for rank in 0..self.place.world {
-            if rank == self.place.rank {
-                let store = features::store(self.recipe, folder, self.vision(), encoder, &self.device)?;
-                self.wait(self.place.world - rank)?;
-                return Ok(Pictures::Store(store));
-            }
-            self.wait(1)?;
-        }
-        Ok(self.pixels())
-    }
-
-    fn wait(&self, times: usize) -> Result<(), RecipeError> {
-        for _ in 0..times {
-            let sum = self.env.collective.sum(0.0, &self.device);
-            sum.map_err(crate::run::RunError::from)?;
-        }
-        Ok(())
-    }
-
-    fn reader(&self) -> Result<Reader, RecipeError> {
-        let blind = self.recipe.train.features.is_some();
-        Reader::train(self.recipe, self.vision().image_size(), self.place, blind)
-    }
-
-    fn held_out<C: crate::run::feed::Collate>(&self, mut collate: C) -> Result<Vec<C::Batch>, RecipeError> {
-        let reader = Reader::validation(self.recipe, self.vision().image_size(), self.place)?;
-        let count = self
-            .recipe
-            .validation
-            .as_ref()
-            .map_or(0, |section| section.batches);
-        reader.map_or(Ok(Vec::new()), |reader| reader.batches(count, &mut collate))
-    }
-
-    fn pairs(
-        &self,
-        pictures: Pictures,
-        encoder: Option<&AnyEncoder<B::InnerBackend>>,
-    ) -> Result<
-        Supply<impl BatchSource<crate::stage::PairBatch> + use<B>, crate::stage::PairBatch>,
-        RecipeError,
-    > {
-        let reader = self.reader()?;
-        let collate = |pictures| feeds::pairs(self.recipe, &self.tokenizers, pictures);
-        let held_out = self.held_out(collate(self.pixels())?)?;
-        let per_epoch = reader.batches_per_epoch()?;
-        let source = reader.feed(collate(pictures)?);
-        Ok(self.supply(source, held_out, per_epoch, encoder, None))
-    }
-
-    fn texts(
-        &self,
-        pictures: Pictures,
-        encoder: Option<&AnyEncoder<B::InnerBackend>>,
-        llm: &AnyLanguageModel<B>,
-    ) -> Result<Supply<impl BatchSource<crate::stage::LmBatch> + use<B>, crate::stage::LmBatch>, RecipeError>
-    {
-        let reader = self.reader()?;
-        let config = &self.assembly.config;
-        let collate = |pictures| feeds::texts(self.recipe, config, &self.tokenizers, pictures);
-        let held_out = self.held_out(collate(self.pixels())?)?;
-        let per_epoch = reader.batches_per_epoch()?;
-        let source = reader.feed(collate(pictures)?);
-        Ok(self.supply(source, held_out, per_epoch, encoder, Some(llm)))
-    }
-
-    fn supply<S, T>(
-        &self,
-        source: S,
-        held_out: Vec<T>,
-        per_epoch: Option<u64>,
-        encoder: Option<&AnyEncoder<B::InnerBackend>>,
-        llm: Option<&AnyLanguageModel<B>>,
-    ) -> Supply<S, T> {
-        let (mut frozen, mut sizes) = (BTreeMap::new(), Vec::new());
-        if let Some(encoder) = encoder {
-            sizes.push(("image encoder", params::count(encoder), dry::bytes(encoder)));
-            frozen.insert(
-                "image encoder".to_string(),
-                encoder_digest(self.env.dry_run, encoder),
-            );
-        }
-        if let Some(llm) = llm {
-            sizes.push(("language model", params::count(llm), dry::bytes(llm)));
-            frozen.insert(
-                "language model".to_string(),
-                encoder_digest(self.env.dry_run, llm),
-            );
-        }
-        Supply {
-            source,
-            held_out,
-            per_epoch,
-            frozen,
-            sizes,
-        }
-    }
-
-    /// Floating-point operations of a step of this process.
-    fn flops(&self, sizes: &[(&'static str, usize, u64)]) -> f64 {
-        let (recipe, config) = (self.recipe, &self.assembly.config);
-        let size = StepSize {
-            batch: recipe.train.batch_size as usize * recipe.train.accumulate,
-            queries: config.num_query_tokens,
-            text: recipe.data.max_txt_len,
-        };
-        let encode = recipe.train.features.is_none();
-        let llm = sizes.iter().find(|(name, ..)| *name == "language model");
-        let llm = llm.map_or(0.0, |(_, count, _)| *count as f64);
-        let step = match recipe.stage {
-            StageKind::Stage1 => stage1_step(self.vision(), &config.qformer_config, size, encode),
-            StageKind::Stage2 => stage2_step(self.vision(), &config.qformer_config, llm, size, encode),
-            StageKind::LanguageModel => {
-                let parameters = weights::list::<B>(config, Root::Language).unwrap_or_default();
-                let parameters: usize = parameters.iter().map(params::ParamInfo::len).sum();
-                6.0 * parameters as f64 * (size.batch * size.text) as f64
-            }
-        };
-        match recipe.train.train_vision {
-            // forward is counted above; its backward pass costs twice that
-            true => step + 2.0 * size.batch as f64 * encoder_forward(self.vision()),
-            false => step,
-        }
-    }
-
     fn groups(&self) -> GroupRule {
         let rate = self.recipe.optimizer.lr_layer_decay;
         let layers = (self.recipe.train.train_vision && rate != 1.0).then(|| LayerDecay {
@@ -441,7 +259,15 @@ where
             .per_epoch
             .map(|batches| batches / recipe.train.accumulate as u64);
         let mut config = recipe.trainer(steps_per_epoch)?;
-        let flops = self.flops(&supply.sizes);
+        let language = match recipe.stage {
+            StageKind::LanguageModel => params::count(&module),
+            _ => supply
+                .sizes
+                .iter()
+                .find(|size| size.0 == "language model")
+                .map_or(0, |size| size.1),
+        };
+        let flops = cost::flops(recipe, &self.assembly.config, language);
         config.flops = recipe.train.peak_flops.map(|peak| (flops, peak));
         let mut source = supply.source;
         if env.dry_run {
@@ -496,20 +322,6 @@ where
                 Ok(Ended::Finished(out))
             }
         }
-    }
-}
-
-/// Weights as loaded ask for no gradient; these do.
-fn trainable<B: AutodiffBackend, M: Module<B>>(module: M) -> M {
-    params::update(module, |_, value| value)
-}
-
-/// A dry run compares nothing, and hashing takes a while.
-fn encoder_digest<B: Backend, M: Module<B>>(dry_run: bool, module: &M) -> String {
-    if dry_run {
-        String::new()
-    } else {
-        module_digest(module)
     }
 }
 

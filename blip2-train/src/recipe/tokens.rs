@@ -103,10 +103,14 @@ fn find(
                 continue;
             }
             let tokenizer = TextTokenizer::from_folder(&folder, kind)?;
-            if tokenizer.vocab_size() > rows {
+            // the placeholder of pictures comes last and is never looked up
+            let placeholder = tokenizer.special().image.map(|id| id as usize + 1);
+            let size = tokenizer.vocab_size();
+            let tokens = if placeholder == Some(size) { size - 1 } else { size };
+            if tokens > rows {
                 return Err(RecipeError::Vocabulary {
                     folder,
-                    tokens: tokenizer.vocab_size(),
+                    tokens,
                     part,
                     rows,
                 });

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use blip2_model::checkpoint::{DtypePolicy, Keys, Loader, huggingface};
 use blip2_model::config::Blip2Config;
+use blip2_model::nn::Kernels;
 use blip2_model::vision::VisionConfig;
 use blip2_model::vision::position::resize_table;
 use blip2_model::weights::{DType, TensorBytes, TensorInfo, TensorSource, WeightsError};
@@ -142,7 +143,7 @@ impl Assembly {
                 .collect::<Vec<_>>()
                 .join(", ");
             let more = if names.len() > 3 { ", ..." } else { "" };
-            let (part, seed) = (root.name(), recipe.train.seed);
+            let (part, seed) = (root.title(), recipe.train.seed);
             notes.push(format!(
                 "drawn from seed {seed}: {} tensors of the {part} ({some}{more})",
                 names.len()
@@ -161,7 +162,7 @@ impl Assembly {
     }
 
     /// Fills `module`, whose parameters live under `root`.
-    pub fn load<B: Backend, M: Module<B>>(
+    pub fn load<B: Kernels, M: Module<B>>(
         &self,
         module: M,
         root: Root,

@@ -24,6 +24,9 @@ pub type OpenLoader = Box<dyn FnMut(LoaderStart) -> Result<Loader, DataError>>;
 #[error("the data ended; training needs a mixture with `repeat = true` and at least one full batch")]
 pub struct DataEnded;
 
+/// What differs between the cursors of different numbers of processes.
+const PROCESSES: [&str; 2] = ["number of processes", "rank"];
+
 /// Batches of a stage, from a loader.
 pub struct Feed<C> {
     open: OpenLoader,
@@ -51,11 +54,17 @@ impl<C: Collate> BatchSource<C::Batch> for Feed<C> {
         let loader = match &mut self.loader {
             Some(loader) => loader,
             None => {
-                let start = match &self.cursor {
-                    Some(cursor) => LoaderStart::After(cursor.clone()),
-                    None => LoaderStart::Epoch(0),
+                let loader = match &self.cursor {
+                    Some(cursor) => match (self.open)(LoaderStart::After(cursor.clone())) {
+                        // the shares of another number of processes are others: the epoch begins anew
+                        Err(DataError::CursorMismatch { field, .. }) if PROCESSES.contains(&field) => {
+                            (self.open)(LoaderStart::Epoch(cursor.epoch()))?
+                        }
+                        loader => loader?,
+                    },
+                    None => (self.open)(LoaderStart::Epoch(0))?,
                 };
-                self.loader.insert((self.open)(start)?)
+                self.loader.insert(loader)
             }
         };
         let mut batch = loader.next().ok_or(DataEnded)??;

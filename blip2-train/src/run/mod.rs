@@ -19,6 +19,7 @@ pub mod guard;
 pub mod interrupt;
 pub mod log;
 pub mod memory;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod source;

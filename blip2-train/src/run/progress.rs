@@ -46,7 +46,10 @@ impl Progress {
     pub fn numbers(&self, step: u64, values: &[(String, f64)]) {
         let text: Vec<String> = values
             .iter()
-            .map(|(name, value)| format!("{name} {value:.4}"))
+            .map(|(name, value)| match value.abs() {
+                small if small > 0.0 && small < 0.01 => format!("{name} {value:.2e}"),
+                _ => format!("{name} {value:.4}"),
+            })
             .collect();
         match &self.bar {
             _ if self.quiet => {}

@@ -88,7 +88,7 @@ impl<B: Backend> LlamaLayer<B> {
 
 impl<B: Kernels> LlamaAttention<B> {
     /// `x [B, T, D]` attends to itself and to what `cache` holds. `mask` has the rows of
-    /// [`grouped_mask`].
+    /// `grouped_mask`.
     pub fn forward(
         &self,
         x: Tensor<B, 3>,

@@ -43,6 +43,8 @@ pub(super) fn verification_text(found: &Verification) -> String {
 }
 
 pub(super) fn stats_text(found: &Stats) -> String {
+    // counted in classes of 64 pixels, too coarse for a median
+    let side = |h: &Histogram| format!("{} to {} pixels, mean {:.1}", h.min, h.max, h.mean());
     let range = |h: &Histogram| {
         format!(
             "{} to {}, mean {:.1}, median {}",
@@ -68,8 +70,8 @@ pub(super) fn stats_text(found: &Stats) -> String {
         .for_each(|(format, n)| text += &format!("  {format}: {n}\n"));
     text += &format!(
         "width   {}\nheight  {}\n",
-        range(&found.width),
-        range(&found.height)
+        side(&found.width),
+        side(&found.height)
     );
     text += &format!("captions per sample  {}\n", range(&found.captions_per_sample));
     if found.questions > 0 {

@@ -3,7 +3,7 @@
 //!
 //! The published scores depend on this program's habits, odd ones included (`(` stays as `-lrb-`, `!!` stays while `!`
 //! goes, a pound sign becomes `#`), so they are kept. It is a longest-match lexer, and so is this one: the table of
-//! [`rules`] runs as one automaton over character classes. Three differences remain:
+//! `rules` runs as one automaton over character classes. Three differences remain:
 //!
 //! - a caption is one line here; pycocoevalcap loses count of its lines when a caption holds another line break than
 //!   `\n` (carriage return, form feed, U+2028), here they separate words;

@@ -1,9 +1,10 @@
 //! The folder of an evaluation: what is evaluated (`run.json`), what is done (journals, one per process), how long it
 //! took (`clock.N.json`). A process that was killed goes on where its journals end.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -54,7 +55,9 @@ impl Record {
         }
         if let (Value::Object(a), Value::Object(b)) = (&self.config, &other.config) {
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            names.extend(keys.into_iter().filter(|k| a.get(*k) != b.get(*k)).cloned());
+            // the recipe only names published figures
+            let differ = |key: &&String| *key != "recipe" && a.get(*key) != b.get(*key);
+            names.extend(keys.into_iter().filter(differ).cloned());
         }
         (!names.is_empty()).then(|| names.join(", "))
     }
@@ -92,6 +95,7 @@ pub struct Folder {
     share: Share,
     before: Clock,
     start: Instant,
+    noted: Cell<Instant>,
 }
 
 impl Folder {
@@ -121,6 +125,7 @@ impl Folder {
             share,
             before,
             start: Instant::now(),
+            noted: Cell::new(Instant::now()),
         })
     }
 
@@ -132,8 +137,17 @@ impl Folder {
         Ok((journal, done))
     }
 
-    /// Notes the time spent so far.
+    /// Notes the time spent so far, at most once a second.
     pub fn tick(&self) -> Result<(), RunError> {
+        match self.noted.get().elapsed() < Duration::from_secs(1) {
+            true => Ok(()),
+            false => self.note_time(),
+        }
+    }
+
+    /// Notes the time spent so far.
+    pub fn note_time(&self) -> Result<(), RunError> {
+        self.noted.set(Instant::now());
         let clock = Clock {
             seconds: self.before.seconds + self.start.elapsed().as_secs_f64(),
             starts: self.before.starts + 1,

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use blip2_model::blip2::ImageFeatures;
 use blip2_model::nn::{Context, Kernels};
-use blip2_model::session::Session;
+use blip2_model::session::{Session, SessionError};
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +71,31 @@ impl Task {
         }
     }
 
-    /// As [`Runner`] does the work for this process; later calls go on where an earlier one was stopped.
+    /// What this needs of model and data, found out before a folder is made.
+    fn check<B: Kernels>(&self, session: &Session<B>, pictures: &Pictures) -> Result<(), RunError> {
+        let nothing = |what| {
+            Err(RunError::Nothing {
+                data: pictures.name().to_owned(),
+                what,
+            })
+        };
+        let texts = session.model.bridge.qformer.has_text_branch();
+        match self {
+            Self::Caption(_) => {}
+            Self::Vqa(_) if pictures.list.iter().all(|p| p.questions.is_empty()) => {
+                return nothing("questions");
+            }
+            Self::Vqa(_) => {}
+            Self::Retrieval(_) | Self::Itm(_) if !texts => return Err(SessionError::NoTextBranch.into()),
+            Self::Retrieval(_) | Self::Itm(_) if pictures.list.iter().all(|p| p.captions.is_empty()) => {
+                return nothing("captions");
+            }
+            Self::Retrieval(_) | Self::Itm(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Does this process' part of the work; later calls go on where an earlier one was stopped.
     pub fn run<B: Kernels>(&self, runner: &mut Runner<B>) -> Result<(), RunError> {
         match self {
             Self::Caption(task) => task.run(runner),
@@ -174,6 +198,7 @@ impl<B: Kernels> Runner<B> {
             );
         }
         let pictures = Pictures::open(&config.data, &config.select, effort.threads)?;
+        config.task.check(&session, &pictures)?;
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: serde_json::to_value(config).map_err(super::EvalError::json(out))?,

@@ -5,31 +5,30 @@
 //! are joined and done picture by picture: the picture's keys and values are computed once for all its texts, and a
 //! finished picture is one line of the journal. The contrastive part is not divided among processes.
 
-use std::collections::{BTreeMap, HashMap};
+mod finish;
+mod matching;
+
+use std::collections::BTreeMap;
 
 use blip2_model::blip2::ImageFeatures;
 use blip2_model::blip2::retrieval::{contrastive_similarity, first_token};
 use blip2_model::nn::{Context, Kernels};
 use blip2_model::processor::text::{MAX_WORDS, blip_caption};
-use blip2_model::session::{Session, SessionError};
-use burn::tensor::{Tensor, TensorData};
+use blip2_model::session::SessionError;
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::pictures::{Picture, Pictures};
-use super::publish::{Case, Finished, Publisher};
 use super::{RunError, Runner};
 use crate::eval::EvalError;
-use crate::eval::results::{self, Id, Prediction, Score};
-use crate::eval::retrieval::{
-    CaptionMap, NOT_RANKED, RECALL_AT, RetrievalScores, ScoreTable, best, rank_of_best,
-};
+use crate::eval::results::{self, Id, Prediction};
+use crate::eval::retrieval::{CaptionMap, ScoreTable, rank_of_best};
+use matching::Kept;
+pub(super) use matching::match_texts;
 
 /// Texts whose similarities to a batch of pictures are computed at a time; bounds `[B * Q, texts]`.
 const TEXTS_AT_A_TIME: usize = 4096;
-
-/// Encoded pictures that are kept for the second part, bytes; others are encoded again.
-const FEATURE_MEMORY: usize = 4 << 30;
 
 /// Settings of a retrieval evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,12 +107,6 @@ impl RetrievalTask {
         let with_captions: Vec<usize> = (0..runner.pictures.list.len())
             .filter(|&at| !runner.pictures.list[at].captions.is_empty())
             .collect();
-        if with_captions.is_empty() {
-            return Err(RunError::Nothing {
-                data: runner.pictures.name().to_owned(),
-                what: "captions",
-            });
-        }
         let texts = self.texts(&runner.pictures.at(&with_captions))?;
         let embedded = self.embed_texts(runner, &texts.texts)?; // [texts, E]
         let mut kept = Kept::default();
@@ -280,162 +273,6 @@ impl RetrievalTask {
         })?;
         Ok(journal.sync()?)
     }
-
-    /// Scores what the journals hold.
-    pub fn finish(&self, pictures: &Pictures, publisher: &mut Publisher) -> Result<Finished, RunError> {
-        let list: Vec<&Picture> = pictures
-            .list
-            .iter()
-            .filter(|picture| !picture.captions.is_empty() && !publisher.is_skipped(&picture.id))
-            .collect();
-        let texts = self.texts(&list)?;
-        let path = publisher.folder().join("contrastive.json");
-        let first: Contrastive = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(EvalError::json(&path))?,
-            Err(_) => {
-                publisher.all_done(0, list.len())?;
-                return Err(EvalError::Empty.into());
-            }
-        };
-        let contrastive = RetrievalScores::from_ranks(&first.text_ranks, &first.image_ranks);
-        let mut finished = Finished {
-            items: list.len(),
-            sorted_by: "1 / rank of the picture's best caption",
-            ..Finished::default()
-        };
-        let (text_ranks, best_texts, image_ranks, best_images);
-        if self.k == 0 {
-            finished.scores = figures("", &contrastive);
-            (text_ranks, best_texts, image_ranks, best_images) = (
-                first.text_ranks,
-                first.best_texts,
-                first.image_ranks,
-                first.best_images,
-            );
-        } else {
-            let (lines, _) = results::merge(results::read_journals::<Pairs>(publisher.folder(), "pairs")?);
-            let lines: HashMap<&Id, &Pairs> = lines.iter().map(|pairs| (&pairs.image_id, pairs)).collect();
-            let rows: Vec<&Pairs> = list
-                .iter()
-                .filter_map(|picture| lines.get(&picture.id).copied())
-                .collect();
-            publisher.all_done(rows.len(), list.len())?;
-            let by_image = ranking(rows.len(), texts.texts.len(), |row| pairs_of(rows[row], 1));
-            let mut columns: Vec<Vec<(usize, f32)>> = vec![Vec::new(); texts.texts.len()];
-            for (image, pairs) in rows.iter().enumerate() {
-                for (text, score) in pairs_of(pairs, 2) {
-                    columns[text].push((image, score));
-                }
-            }
-            let by_text = ranking(columns.len(), list.len(), |text| columns[text].iter().copied());
-            text_ranks = by_image
-                .iter()
-                .enumerate()
-                .map(|(i, row)| rank_of_best(row, texts.map.captions_of(i)))
-                .collect();
-            image_ranks = by_text
-                .iter()
-                .enumerate()
-                .map(|(t, row)| rank_of_best(row, texts.map.images_of(t)))
-                .collect();
-            best_texts = by_image.iter().map(|row| best(row, 10)).collect();
-            best_images = by_text.iter().map(|row| best(row, 10)).collect();
-            let reranked = RetrievalScores::from_ranks(&text_ranks, &image_ranks);
-            finished.scores = figures("", &reranked);
-            finished.scores.extend(figures("ITC ", &contrastive));
-        }
-        let ids: Vec<&Id> = list.iter().map(|picture| &picture.id).collect();
-        publisher.write(
-            "predictions.json",
-            &predictions(
-                &ids,
-                &texts.texts,
-                &text_ranks,
-                &best_texts,
-                &image_ranks,
-                &best_images,
-            ),
-        )?;
-        finished.cases = list
-            .iter()
-            .enumerate()
-            .map(|(i, picture)| Case {
-                picture: picture.id.clone(),
-                question: None,
-                prediction: best_texts[i]
-                    .first()
-                    .map_or(String::new(), |&text| texts.texts[text].clone()),
-                references: picture.captions.clone(),
-                score: 1.0 / (text_ranks[i] + 1) as f64,
-            })
-            .collect();
-        Ok(finished)
-    }
-}
-
-/// Scores of the pairs that are among the best in one direction.
-fn pairs_of(pairs: &Pairs, direction: u8) -> impl Iterator<Item = (usize, f32)> + '_ {
-    let all = pairs
-        .texts
-        .iter()
-        .zip(&pairs.among)
-        .zip(pairs.itm.iter().zip(&pairs.cosine));
-    all.filter(move |((_, among), _)| **among & direction != 0)
-        .map(|((text, _), (itm, cosine))| (*text, itm + cosine))
-}
-
-/// Rows of scores with [`NOT_RANKED`] where there is no pair.
-fn ranking<I: Iterator<Item = (usize, f32)>>(
-    rows: usize,
-    columns: usize,
-    pairs: impl Fn(usize) -> I + Sync,
-) -> Vec<Vec<f32>> {
-    (0..rows)
-        .into_par_iter()
-        .map(|row| {
-            let mut scores = vec![NOT_RANKED; columns];
-            pairs(row).for_each(|(column, score)| scores[column] = score);
-            scores
-        })
-        .collect()
-}
-
-fn figures(prefix: &str, scores: &RetrievalScores) -> Vec<Score> {
-    let mut figures = Vec::new();
-    for (name, values) in [("TR", scores.text), ("IR", scores.image)] {
-        for (at, value) in RECALL_AT.iter().zip(values) {
-            figures.push((format!("{prefix}{name}@{at}"), value));
-        }
-    }
-    figures.push((format!("{prefix}mean"), scores.mean));
-    let score = |(metric, value)| Score {
-        metric,
-        value,
-        published: None,
-    };
-    figures.into_iter().map(score).collect()
-}
-
-fn predictions(
-    ids: &[&Id],
-    texts: &[String],
-    text_ranks: &[usize],
-    best_texts: &[Vec<usize>],
-    image_ranks: &[usize],
-    best_images: &[Vec<usize>],
-) -> serde_json::Value {
-    let by_image = ids.iter().enumerate().map(|(i, id)| {
-        let best: Vec<&String> = best_texts[i].iter().map(|&text| &texts[text]).collect();
-        serde_json::json!({"image_id": id, "rank": text_ranks[i] + 1, "captions": best})
-    });
-    let by_text = texts.iter().enumerate().map(|(t, text)| {
-        let best: Vec<&Id> = best_images[t].iter().map(|&image| ids[image]).collect();
-        serde_json::json!({"caption_id": t, "caption": text, "rank": image_ranks[t] + 1, "image_ids": best})
-    });
-    serde_json::json!({
-        "image_to_text": by_image.collect::<Vec<_>>(),
-        "text_to_image": by_text.collect::<Vec<_>>(),
-    })
 }
 
 impl Contrastive {
@@ -462,62 +299,9 @@ impl Contrastive {
     }
 }
 
-/// Matching scores of one picture with texts, `batch` at a time.
-pub(super) fn match_texts<B: Kernels>(
-    session: &Session<B>,
-    one: &ImageFeatures<B>,
-    texts: &[String],
-    max_length: usize,
-    batch: usize,
-    meter: &super::meter::Meter,
-) -> Result<Vec<blip2_model::blip2::ItmScore>, RunError> {
-    let mut scores = Vec::with_capacity(texts.len());
-    // texts of like length together: less padding
-    let mut order: Vec<usize> = (0..texts.len()).collect();
-    order.sort_by_key(|&i| texts[i].len());
-    for chunk in order.chunks(batch) {
-        let words: Vec<String> = chunk.iter().map(|&i| texts[i].clone()).collect();
-        let tokens = session.tokenize_texts(&words, Some(max_length))?;
-        let features = one.select(&vec![0; chunk.len()]);
-        let found = session.model.itm(&features, &tokens, &Context::eval())?;
-        scores.extend(chunk.iter().copied().zip(found));
-        meter.add(chunk.len());
-    }
-    scores.sort_by_key(|(i, _)| *i);
-    Ok(scores.into_iter().map(|(_, score)| score).collect())
-}
-
 fn floats<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>, RunError> {
     let data = tensor.into_data().convert::<f32>();
     data.to_vec::<f32>().map_err(|_| {
         RunError::Eval(EvalError::NotANumber { row: 0, column: 0 }) // converted just above, so this does not happen
     })
-}
-
-/// Encoded pictures in memory, up to [`FEATURE_MEMORY`].
-#[derive(Default)]
-struct Kept {
-    of: HashMap<usize, TensorData>,
-    bytes: usize,
-}
-
-impl Kept {
-    fn add<B: Kernels>(&mut self, at: &[usize], features: &ImageFeatures<B>, share: &super::folder::Share) {
-        for (i, &at) in at.iter().enumerate() {
-            if !share.has(at) || self.bytes >= FEATURE_MEMORY {
-                continue;
-            }
-            let data = features.embeds.clone().narrow(0, i, 1).into_data();
-            self.bytes += data.bytes.len();
-            self.of.insert(at, data);
-        }
-    }
-
-    fn features<B: Kernels>(&self, at: usize, session: &Session<B>) -> Option<ImageFeatures<B>> {
-        let data = self.of.get(&at)?.clone();
-        let dtype = data.dtype;
-        let embeds = Tensor::from_data(data, (&session.model.device, dtype)); // [1, N, C], after the final norm
-        let keys = session.model.bridge.qformer.image_keys(embeds.clone());
-        Some(ImageFeatures { embeds, keys })
-    }
 }

@@ -101,7 +101,10 @@ pub(super) fn bytes<B: Backend, M: Module<B>>(module: &M) -> u64 {
 }
 
 /// Part of the model that a trained parameter belongs to, by the first words of its path.
-fn part_of(name: &str) -> &'static str {
+fn part_of(stage: StageKind, name: &str) -> &'static str {
+    if stage == StageKind::LanguageModel {
+        return "language model";
+    }
     let mut words = name
         .split('.')
         .skip_while(|word| ["bridge", "inner"].contains(word));
@@ -109,7 +112,6 @@ fn part_of(name: &str) -> &'static str {
         "encoder" => "image encoder",
         "qformer" => "Q-Former",
         "lora" => "adapters",
-        "decoder" | "shared" | "lm_head" | "layers" | "embed_tokens" | "norm" => "language model",
         _ => "queries, norm, heads and projections",
     }
 }
@@ -162,7 +164,7 @@ where
         let seconds = seconds[1..].iter().sum::<f64>() / (seconds.len() - 1) as f64;
         let world = self.place.world as u64;
         let samples = u64::from(self.recipe.train.batch_size) * config.accumulate as u64 * world;
-        let mut parts = trained_parts(&infos);
+        let mut parts = trained_parts(self.recipe.stage, &infos);
         parts.extend(
             measured
                 .sizes
@@ -199,10 +201,10 @@ where
 }
 
 /// Sizes of what trains; masters, gradients and moments are f32.
-pub fn trained_parts(infos: &[ParamInfo]) -> Vec<PartSize> {
+pub fn trained_parts(stage: StageKind, infos: &[ParamInfo]) -> Vec<PartSize> {
     let mut sums: BTreeMap<&'static str, usize> = BTreeMap::new();
     for info in infos {
-        *sums.entry(part_of(&info.name)).or_default() += info.len();
+        *sums.entry(part_of(stage, &info.name)).or_default() += info.len();
     }
     let sizes = sums.into_iter().map(|(part, parameters)| PartSize {
         part: part.into(),

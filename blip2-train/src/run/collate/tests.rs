@@ -165,3 +165,20 @@ fn answers_are_drawn_by_their_share() {
     // binomial deviation 6.1 around 150, four of them
     assert!((126..=174).contains(&fruit), "{fruit}");
 }
+
+/// As InstructBLIP trains Vicuna: the prompt is masked, the text follows without a beginning of its own and ends
+/// with the end of text.
+#[test]
+fn llama_texts_end_with_the_end_of_text() {
+    let task = LmTask::Caption {
+        prompt: "a photo of".into(),
+    };
+    let collate = lm(LmLayout::DecoderOnlyEos, task);
+    let batch = collate.targets(&[example("a", "a red house")], 0).unwrap();
+    let eos = i64::from(collate.tokenizer.special().eos.unwrap());
+    assert_eq!(*batch.target.ids[0].last().unwrap(), eos);
+    assert_eq!(*batch.labels[0].last().unwrap(), eos);
+    assert_eq!(batch.labels[0][0], IGNORE, "the prompt is given");
+    let text = predicted(&collate, &batch.labels[0]);
+    assert!(text.starts_with("a red house") && !text.contains('\n'), "{text}");
+}

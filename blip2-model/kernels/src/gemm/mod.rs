@@ -1,0 +1,365 @@
+//! Matrix products of f32 with f32 or bf16, f32 sums, with bias and activation applied while the result is
+//! still in cache. Blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+//! (2008), with the left panel in L1 and the right block in L2: wide registers need few loads per product.
+
+mod pack;
+mod tile;
+
+use std::cell::RefCell;
+
+use half::bf16;
+use rayon::prelude::*;
+
+pub use pack::{Element, Form, Mat};
+use pack::{pack, steps};
+use tile::{Args, Tiles};
+
+use crate::act::{self, Act};
+use crate::level::{Level, per_level};
+
+/// Steps along the contraction per block.
+const DEPTH: usize = 512;
+
+/// Columns per task, in full panels.
+const PANELS: usize = 4;
+
+/// What happens to a finished value.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// Added to every row, `[n]`.
+    pub bias: Option<&'a [f32]>,
+    /// Applied last.
+    pub act: Act,
+}
+
+impl Epilogue<'_> {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        bias: None,
+        act: Act::Identity,
+    };
+}
+
+/// `act(a b + bias)` for `a [m, k]` and `b [k, n]` -> `[m, n]`, exact to f32 whatever the type of `b`
+/// (narrow weights are widened while they are packed).
+///
+/// # Panics
+/// If the sizes do not match.
+pub fn matmul<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    run_all(a, b, epilogue)
+}
+
+/// As [`matmul`], with `a` rounded to bf16 where the processor multiplies pairs of bf16 (products and sums in
+/// f32): twice the speed. Elsewhere the weights are widened and nothing is rounded.
+///
+/// # Panics
+/// If the sizes do not match.
+pub fn matmul_bf16(a: Mat<'_, f32>, b: Mat<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    if Level::detect() < Level::Avx512Bf16 {
+        return run_all(a, b, epilogue);
+    }
+    let rounded = round(a);
+    run_all(Mat::new(&rounded, a.rows, a.columns), b, epilogue)
+}
+
+/// As [`matmul`] or, with `a` as rounded by [`round`], as [`matmul_bf16`], into columns of a larger result.
+///
+/// # Safety
+/// `out` has room for `m` rows of `n` columns at `stride`, and nobody else touches those.
+pub(crate) unsafe fn matmul_columns<A: Element, B: Element>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    out: *mut f32,
+    stride: usize,
+    epilogue: Epilogue<'_>,
+) {
+    // SAFETY: the caller's
+    unsafe { product(a, b, Out(out), stride, epilogue, true) };
+}
+
+/// Row-major bf16, rounded to nearest even.
+pub(crate) fn round(a: Mat<'_, f32>) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; a.rows * a.columns];
+    let rows = out.par_chunks_mut(a.columns.max(1)).enumerate();
+    rows.with_min_len(16).for_each(|(i, out)| {
+        let row = &a.data[i * a.row_stride..];
+        if a.column_stride == 1 {
+            round_row(&row[..out.len()], out);
+        } else {
+            for (out, &x) in out.iter_mut().zip(row.iter().step_by(a.column_stride.max(1))) {
+                *out = bf16::from_bits(x.narrow());
+            }
+        }
+    });
+    out
+}
+
+per_level! {
+    /// `out = x`, rounded to nearest even.
+    pub(crate) fn round_row(x: &[f32], out: &mut [bf16]) = round_body;
+}
+
+#[inline(always)]
+fn round_body<const FMA: bool>(x: &[f32], out: &mut [bf16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = bf16::from_bits(x.narrow());
+    }
+}
+
+fn run_all<A: Element, B: Element>(a: Mat<'_, A>, b: Mat<'_, B>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    let (m, n) = (a.rows, b.columns);
+    let mut out = vec![0f32; m * n];
+    // SAFETY: `out` has the size of the result and is ours
+    unsafe { product(a, b, Out(out.as_mut_ptr()), n, epilogue, true) };
+    out
+}
+
+/// As [`matmul`] into `out` with rows at `stride`, on this thread: the building block of attention.
+///
+/// # Safety
+/// `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches those.
+pub(crate) unsafe fn matmul_into(a: Mat<'_, f32>, b: Mat<'_, f32>, out: *mut f32, stride: usize) {
+    // SAFETY: the caller's
+    unsafe { product(a, b, Out(out), stride, Epilogue::NONE, false) };
+}
+
+/// A result that several threads write, each its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct Out(pub *mut f32);
+// SAFETY: whoever hands it to threads gives them disjoint parts
+unsafe impl Send for Out {}
+// SAFETY: as above
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// # Safety
+    /// `start` lies inside the result.
+    pub unsafe fn at(self, start: usize) -> *mut f32 {
+        // SAFETY: the caller's
+        unsafe { self.0.add(start) }
+    }
+
+    /// # Safety
+    /// The values exist and nobody else touches them while the slice lives.
+    pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+/// # Safety
+/// `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches those.
+unsafe fn product<A: Element, B: Element>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    out: Out,
+    stride: usize,
+    epilogue: Epilogue<'_>,
+    parallel: bool,
+) {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    assert_eq!(k, b.rows, "inner sizes of a product");
+    assert!(
+        epilogue.bias.is_none_or(|bias| bias.len() == n),
+        "bias of a product"
+    );
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        for i in 0..m {
+            // SAFETY: a row of the result
+            let row = unsafe { out.slice(i * stride, n) };
+            row.fill(0.0);
+            finish(row, epilogue.bias, epilogue.act);
+        }
+        return;
+    }
+    // pairs of bf16 where both factors are bf16
+    let tiles = Tiles::choose(Level::detect(), A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
+    let per_step = if tiles.pairs { 2 } else { 1 };
+    let depth = DEPTH * per_step;
+    with_buffer(
+        Buffer::Left,
+        m * steps(k, tiles.pairs) + k.div_ceil(depth) * m,
+        |left| {
+            pack_left(a, &tiles, depth, left, parallel);
+            let left = &*left;
+            let width = PANELS * tiles.columns();
+            let columns = n.div_ceil(width);
+            // few columns: rows are split as well, at the price of packing the right factor again
+            let threads = if parallel { rayon::current_num_threads() } else { 1 };
+            let row_tasks = if columns >= 2 * threads || !parallel {
+                1
+            } else {
+                (2 * threads).div_ceil(columns).min(m.div_ceil(8 * tiles.rows))
+            };
+            let rows_each = m.div_ceil(row_tasks).next_multiple_of(tiles.rows);
+            let task = |t: usize| {
+                let (first, row) = ((t % columns) * width, (t / columns) * rows_each);
+                let block = Block {
+                    rows: [row, rows_each.min(m.saturating_sub(row))],
+                    columns: [first, width.min(n - first)],
+                    depth,
+                };
+                // SAFETY: tasks differ in rows or columns and stay inside the result
+                unsafe { block.run(left, m, b, out, stride, epilogue, &tiles) };
+            };
+            let tasks = columns * row_tasks;
+            if parallel && tasks > 1 {
+                (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+            } else {
+                (0..tasks).for_each(task);
+            }
+        },
+    );
+}
+
+/// Packs all of the left factor: blocks along the contraction, in them panels of rows.
+fn pack_left<A: Element>(a: Mat<'_, A>, tiles: &Tiles, depth: usize, left: &mut [u32], parallel: bool) {
+    let (m, k) = (a.rows, a.columns);
+    let transposed = a.transposed();
+    let mut rest = left;
+    for from in (0..k).step_by(depth) {
+        let depth = depth.min(k - from);
+        let steps = steps(depth, tiles.pairs);
+        let (block, tail) = rest.split_at_mut(m * steps);
+        rest = tail;
+        let panel = |(i, out): (usize, &mut [u32])| {
+            let rows = tiles.rows.min(m - i * tiles.rows);
+            pack(
+                transposed,
+                [from, depth],
+                [i * tiles.rows, rows],
+                rows,
+                tiles.pairs,
+                out,
+            );
+        };
+        if parallel && m * depth > 1 << 16 {
+            let chunks = block.par_chunks_mut(tiles.rows * steps);
+            chunks.enumerate().with_min_len(4).for_each(panel);
+        } else {
+            block.chunks_mut(tiles.rows * steps).enumerate().for_each(panel);
+        }
+    }
+}
+
+/// One task: a rectangle of the result.
+struct Block {
+    /// First and number.
+    rows: [usize; 2],
+    /// First and number.
+    columns: [usize; 2],
+    /// Values along the contraction per pass.
+    depth: usize,
+}
+
+impl Block {
+    /// # Safety
+    /// The rectangle lies inside `out` and nobody else touches it.
+    unsafe fn run<T: Element>(
+        &self,
+        left: &[u32],
+        m: usize,
+        b: Mat<'_, T>,
+        out: Out,
+        stride: usize,
+        epilogue: Epilogue<'_>,
+        tiles: &Tiles,
+    ) {
+        let ([row, rows], [first, columns]) = (self.rows, self.columns);
+        if rows == 0 {
+            return;
+        }
+        let panel = tiles.columns();
+        let (k, mut offset) = (b.rows, 0);
+        let size = columns.next_multiple_of(tiles.lanes) * steps(self.depth.min(k), tiles.pairs);
+        with_buffer(Buffer::Right, size, |right| {
+            for from in (0..k).step_by(self.depth) {
+                let depth = self.depth.min(k - from);
+                let steps = steps(depth, tiles.pairs);
+                for j in (0..columns).step_by(panel) {
+                    let here = panel.min(columns - j);
+                    let width = here.next_multiple_of(tiles.lanes);
+                    let out = &mut right[j * steps..(j + width) * steps];
+                    pack(b, [from, depth], [first + j, here], width, tiles.pairs, out);
+                }
+                let last_block = from + depth == k;
+                for i in (row..row + rows).step_by(tiles.rows) {
+                    let height = tiles.rows.min(row + rows - i);
+                    let a = &left[offset + i * steps..offset + (i + height) * steps];
+                    for j in (0..columns).step_by(panel) {
+                        let here = panel.min(columns - j);
+                        let vectors = here.div_ceil(tiles.lanes);
+                        let b = &right[j * steps..(j + vectors * tiles.lanes) * steps];
+                        let args = Args {
+                            steps,
+                            a: a.as_ptr(),
+                            b: b.as_ptr(),
+                            // SAFETY: inside the rectangle
+                            c: unsafe { out.at(i * stride + first + j) },
+                            stride,
+                            last: here - (vectors - 1) * tiles.lanes,
+                            accumulate: from > 0,
+                        };
+                        // SAFETY: panels were packed for these sizes, the rectangle is ours
+                        unsafe { tiles.run(height, vectors, args) };
+                    }
+                    if last_block && (epilogue.bias.is_some() || epilogue.act != Act::Identity) {
+                        let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
+                        for r in i..i + height {
+                            // SAFETY: a row of the rectangle
+                            let row = unsafe { out.slice(r * stride + first, columns) };
+                            finish(row, bias, epilogue.act);
+                        }
+                    }
+                }
+                offset += m * steps;
+            }
+        });
+    }
+}
+
+/// Bias and activation of a piece of a row.
+pub(crate) fn finish(row: &mut [f32], bias: Option<&[f32]>, act: Act) {
+    if let Some(bias) = bias {
+        add(row, bias);
+    }
+    if act != Act::Identity {
+        act::apply(act, row);
+    }
+}
+
+per_level! {
+    fn add(x: &mut [f32], y: &[f32]) = add_body;
+}
+
+#[inline(always)]
+fn add_body<const FMA: bool>(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// Which scratch memory.
+#[derive(Clone, Copy)]
+enum Buffer {
+    Left,
+    Right,
+}
+
+/// Scratch memory that this thread keeps: fresh pages cost more than the packing.
+fn with_buffer(which: Buffer, size: usize, f: impl FnOnce(&mut [u32])) {
+    thread_local! {
+        static BUFFERS: [RefCell<Vec<u32>>; 2] = const { [RefCell::new(Vec::new()), RefCell::new(Vec::new())] };
+    }
+    // taken, not borrowed: a thread that waits for others may be given another product meanwhile
+    let mut buffer = BUFFERS.with(|b| std::mem::take(&mut *b[which as usize].borrow_mut()));
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    f(&mut buffer[..size]);
+    BUFFERS.with(|b| *b[which as usize].borrow_mut() = buffer);
+}
+
+#[cfg(test)]
+mod tests;

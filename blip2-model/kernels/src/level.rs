@@ -1,0 +1,92 @@
+//! Run-time choice of the instruction set, and a macro that compiles one loop for each of them.
+
+use std::sync::LazyLock;
+
+/// Instruction sets that the kernels are compiled for, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Whatever the target guarantees.
+    Portable,
+    /// AVX2 with fused multiply-add and f16 conversion (x86-64-v3).
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL (x86-64-v4).
+    Avx512,
+    /// The above with bf16 dot products.
+    Avx512Bf16,
+}
+
+impl Level {
+    /// The best that this processor has, unless `BLIP2_CPU` names a lower one (`portable`, `avx2`, `avx512`).
+    pub fn detect() -> Self {
+        static LEVEL: LazyLock<Level> = LazyLock::new(|| {
+            let best = best();
+            let asked = match std::env::var("BLIP2_CPU").as_deref() {
+                Ok("portable") => Level::Portable,
+                Ok("avx2") => Level::Avx2,
+                Ok("avx512") => Level::Avx512,
+                _ => best,
+            };
+            asked.min(best)
+        });
+        *LEVEL
+    }
+}
+
+/// Whether inputs that meet bf16 weights may be rounded to bf16, as torch does: `BLIP2_BF16=fast`, and only where
+/// the processor multiplies such pairs. It doubles the speed of products with many rows and costs what bf16
+/// activations cost; without it nothing is rounded.
+pub fn rounds_inputs() -> bool {
+    static FAST: LazyLock<bool> = LazyLock::new(|| std::env::var("BLIP2_BF16").is_ok_and(|v| v == "fast"));
+    *FAST && Level::detect() >= Level::Avx512Bf16
+}
+
+#[cfg(target_arch = "x86_64")]
+fn best() -> Level {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma") && has!("f16c")) {
+        return Level::Portable;
+    }
+    if !(has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")) {
+        return Level::Avx2;
+    }
+    if has!("avx512bf16") {
+        Level::Avx512Bf16
+    } else {
+        Level::Avx512
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn best() -> Level {
+    Level::Portable
+}
+
+/// Defines `$name`, which runs `$body::<FMA>` compiled for the instruction set of this processor.
+///
+/// `$body` must be `#[inline(always)]` and take the constant that says whether `mul_add` is one instruction.
+macro_rules! per_level {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;) => {
+        $(#[$attr])*
+        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::level::Level;
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+                fn avx512($($arg: $type),*) $(-> $ret)? { $body::<true>($($arg),*) }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2($($arg: $type),*) $(-> $ret)? { $body::<true>($($arg),*) }
+                let level = Level::detect();
+                if level >= Level::Avx512 {
+                    // SAFETY: detected
+                    return unsafe { avx512($($arg),*) };
+                }
+                if level >= Level::Avx2 {
+                    // SAFETY: detected
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            $body::<{ cfg!(any(target_feature = "fma", target_arch = "aarch64")) }>($($arg),*)
+        }
+    };
+}
+pub(crate) use per_level;

@@ -1,0 +1,212 @@
+//! Our side of `tests/peers/speed`: loads a checkpoint and does one task per line of standard input.
+//!
+//! `peer_speed FOLDER DTYPE [DTYPE_LLM]` answers each line `{"task": "vision", "batch": 1}` with
+//! `{"wall_ms": .., "cpu_ms": .., "peak_mb": ..}`. Linux only (times and memory come from `/proc`).
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use blip2_model::backend::Flex;
+use blip2_model::blip2::Blip2;
+use blip2_model::checkpoint::{DtypePolicy, PartDtype};
+use blip2_model::config::Blip2Config;
+use blip2_model::generate::{self, GenerateOptions};
+use blip2_model::language::{LanguageModel, Prompt};
+use blip2_model::nn::{Context, Kernels, PadMask};
+use blip2_model::session::{Request, Session};
+use blip2_model::vision::ImageEncoder;
+use blip2_model::weights::checkpoint_dir;
+use blip2_train::losses::lm;
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+use serde_json::{Value, json};
+
+/// Processor time of this process in milliseconds (10 ms resolution).
+fn processor_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<f64> = after_name
+        .split_whitespace()
+        .map(|f| f.parse().unwrap_or(0.0))
+        .collect();
+    (fields.get(11).unwrap_or(&0.0) + fields.get(12).unwrap_or(&0.0)) * 10.0
+}
+
+/// Largest resident set so far, in MB.
+fn peak_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    let kb = line.and_then(|line| line.split_whitespace().nth(1));
+    kb.and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+/// Values in [-1, 1) that both sides draw alike.
+fn noise(n: usize) -> Vec<f32> {
+    (0..n)
+        .map(|i| ((i as u64 * 7919) % 2003) as f32 / 1001.5 - 1.0)
+        .collect()
+}
+
+fn pixels<B: Kernels>(batch: usize, device: &B::Device) -> Tensor<B, 4> {
+    let shape = [batch, 3, 224, 224];
+    Tensor::from_data(
+        TensorData::new(noise(batch * 3 * 224 * 224), shape),
+        (device, DType::F32),
+    )
+}
+
+/// `[soft tokens ; text ids]`
+fn prompt<B: Kernels>(model: &Blip2<B>, soft: Tensor<B, 3>, text: &[i64]) -> Result<Prompt<B>> {
+    let rows = vec![text.to_vec(); soft.dims()[0]];
+    let mask = PadMask::ones(rows.len(), text.len());
+    let batch = blip2_model::blip2::conditional::TokenBatch { ids: rows, mask };
+    Ok(model.prompt(soft, &batch)?)
+}
+
+/// Turns gradients on.
+struct Learn;
+
+impl<B: burn::tensor::backend::Backend> ModuleMapper<B> for Learn {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.set_require_grad(true)
+    }
+}
+
+struct Worker {
+    folder: std::path::PathBuf,
+    policy: DtypePolicy,
+    session: Session<Flex>,
+    learner: Option<Blip2<Autodiff<Flex>>>,
+}
+
+const TEXT: [i64; 8] = [2, 45, 5, 9, 12, 7, 33, 21];
+
+impl Worker {
+    fn run(&mut self, task: &str, batch: usize, tokens: usize, beams: usize, image: &str) -> Result<()> {
+        let ctx = Context::eval();
+        let model = &self.session.model;
+        let device = model.device;
+        match task {
+            "vision" => {
+                let vision = model.vision.as_ref().ok_or_else(|| anyhow!("no encoder"))?;
+                let _ = vision.forward(pixels(batch, &device), &ctx);
+            }
+            "qformer" => {
+                let width = model.config.vision_config.hidden_size();
+                let data = TensorData::new(noise(batch * 257 * width), [batch, 257, width]);
+                let features = model.image_features(Tensor::from_data(data, &device), &ctx);
+                let _ = model.soft_tokens(&features, &ctx)?;
+            }
+            "generate" => {
+                let language = model.language()?;
+                let (width, rows) = (language.embed_size(), batch * 32);
+                let soft = TensorData::new(noise(rows * width), [batch, 32, width]);
+                let prompt = prompt(model, Tensor::from_data(soft, &device), &TEXT)?;
+                let options = GenerateOptions {
+                    max_new_tokens: tokens,
+                    num_beams: beams,
+                    decoder_start_token_id: Some(0),
+                    ..GenerateOptions::default()
+                };
+                let options = vec![options; batch];
+                generate::generate(language, prompt, &options, &ctx, &mut generate::stream::ignore)?;
+            }
+            "caption" => {
+                let picture = Session::<Flex>::read_image(Path::new(image))?;
+                let request = Request {
+                    image: image.to_string(),
+                    prompt: String::new(),
+                    options: GenerateOptions {
+                        max_new_tokens: tokens,
+                        num_beams: beams,
+                        decoder_start_token_id: Some(0),
+                        ..GenerateOptions::default()
+                    },
+                };
+                self.session.answer(&[picture], &[request])?;
+            }
+            "load" => {
+                Session::<Flex>::open(&self.folder, self.policy, false, &device)?;
+            }
+            "train" => self.train(batch)?,
+            other => bail!("unknown task {other}"),
+        }
+        Ok(())
+    }
+
+    /// Stage 2: frozen encoder and language model, gradients of the Q-Former and the projection.
+    fn train(&mut self, batch: usize) -> Result<()> {
+        type A = Autodiff<Flex>;
+        let device = self.session.model.device;
+        if self.learner.is_none() {
+            let opened = checkpoint_dir::open(&self.folder)?;
+            let config = Blip2Config::from_json(opened.config_json.as_deref().context("config.json")?)?;
+            let source = opened.source.as_ref();
+            let (mut model, _) = Blip2::<A>::load(config, source, self.policy, false, &device)?;
+            model.bridge = model.bridge.map(&mut Learn);
+            self.learner = Some(model);
+        }
+        let model = self.learner.as_ref().context("just made")?;
+        let ctx = Context::eval();
+        let features = model.encode_images(pixels::<A>(batch, &device), &ctx)?;
+        let soft = model.soft_tokens(&features, &ctx)?;
+        let mask = PadMask::ones(batch, 32);
+        let ids = vec![TEXT.to_vec(); batch];
+        let text = PadMask::ones(batch, TEXT.len());
+        let prompt = Prompt { embeds: soft, mask };
+        let logits = model.language()?.teacher_forced(prompt, &ids, &text, &ctx);
+        let loss = lm(logits, &ids, (batch * TEXT.len()) as f64);
+        let grads = loss.backward();
+        let queries = model.bridge.query_tokens.val();
+        queries.grad(&grads).context("the queries have no gradient")?;
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let folder = args
+        .next()
+        .context("usage: peer_speed FOLDER DTYPE [DTYPE_LLM]")?;
+    let dtype: PartDtype = args.next().context("a dtype")?.parse()?;
+    let mut policy = DtypePolicy::frozen(dtype);
+    if let Some(llm) = args.next() {
+        policy.llm = llm.parse()?;
+    }
+    let start = Instant::now();
+    let session = Session::open(Path::new(&folder), policy, false, &Default::default())?;
+    let mut worker = Worker {
+        folder: folder.into(),
+        policy,
+        session,
+        learner: None,
+    };
+    println!("{}", json!({"load_ms": start.elapsed().as_secs_f64() * 1e3}));
+    for line in std::io::stdin().lock().lines() {
+        let job: Value = serde_json::from_str(&line?)?;
+        let number = |name: &str, otherwise: u64| job[name].as_u64().unwrap_or(otherwise) as usize;
+        let task = job["task"].as_str().unwrap_or_default().to_string();
+        let image = job["image"].as_str().unwrap_or_default();
+        let (start, cpu) = (Instant::now(), processor_ms());
+        for _ in 0..number("repeat", 1) {
+            worker.run(
+                &task,
+                number("batch", 1),
+                number("tokens", 1),
+                number("beams", 1),
+                image,
+            )?;
+        }
+        let answer = json!({
+            "wall_ms": start.elapsed().as_secs_f64() * 1e3,
+            "cpu_ms": processor_ms() - cpu,
+            "peak_mb": peak_mb(),
+        });
+        println!("{answer}");
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}

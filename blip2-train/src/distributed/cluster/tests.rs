@@ -1,0 +1,102 @@
+//! Ranks played by threads, each with its own server on loopback.
+
+use blip2_model::backend::Flex;
+
+use super::*;
+use crate::distributed::host;
+
+fn worlds(size: usize) -> Vec<World> {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let world = |rank| World {
+        rank,
+        size,
+        local_rank: rank,
+        master: "127.0.0.1".into(),
+        port,
+    };
+    (0..size).map(world).collect()
+}
+
+fn quick() -> Patience {
+    Patience {
+        gather: Duration::from_secs(30),
+        silence: Duration::from_secs(2),
+        answer: Duration::from_secs(1),
+        linger: Duration::from_millis(100),
+    }
+}
+
+/// Runs `f` on every rank, each with its own server, and returns the results in rank order.
+fn on_all<R: Send>(size: usize, f: impl Fn(Cluster<Flex>) -> R + Sync) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let start = |world: World| {
+            let f = &f;
+            scope.spawn(move || f(Cluster::connect(&world, quick()).unwrap()))
+        };
+        let handles: Vec<_> = worlds(size).into_iter().map(start).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    })
+}
+
+fn numbers(rank: usize, len: usize) -> Vec<f32> {
+    (0..len)
+        .map(|i| ((i * 31 + rank * 17) % 101) as f32 * 0.37 - 9.0)
+        .collect()
+}
+
+/// Many sums one after another, short and long, exact to the bit: addition in rank order is defined.
+#[test]
+fn sums_are_those_of_addition_in_rank_order() {
+    let lengths = [1, 7, SHORT, SHORT + 1, 3 * SHORT + 5];
+    let results = on_all(3, |cluster| {
+        let sum = |&len: &usize| {
+            let values = TensorData::new(numbers(cluster.rank, len), [len]);
+            host(
+                cluster
+                    .all_reduce_sum(Tensor::from_data(values, &Default::default()))
+                    .unwrap(),
+            )
+        };
+        (0..3).flat_map(|_| lengths.iter().map(sum)).collect::<Vec<_>>()
+    });
+    for (round, &len) in lengths.iter().cycle().take(15).enumerate() {
+        let want = add_up((0..3).map(|rank| numbers(rank, len)).collect());
+        for result in &results {
+            assert_eq!(result[round], want, "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_is_named_by_all_others() {
+    let results = on_all(3, |cluster| {
+        let one = || Tensor::<Flex, 1>::from_data([1.0], &Default::default());
+        cluster.all_reduce_sum(one()).unwrap();
+        if cluster.rank == 1 {
+            return None; // ends, as a killed process does: its server is gone with it
+        }
+        let start = Instant::now();
+        let error = cluster.all_reduce_sum(one()).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(10));
+        Some(error.to_string())
+    });
+    for message in results.into_iter().flatten() {
+        assert!(message.starts_with("rank 1 did not answer"), "{message}");
+    }
+}
+
+#[test]
+fn a_slow_rank_is_waited_for() {
+    let results = on_all(2, |cluster| {
+        if cluster.rank == 1 {
+            std::thread::sleep(quick().silence * 2);
+        }
+        let sum = cluster.all_reduce_sum(Tensor::<Flex, 1>::from_data([1.0], &Default::default()));
+        host(sum.unwrap())[0]
+    });
+    assert_eq!(results, [2.0, 2.0]);
+}

@@ -1,0 +1,174 @@
+//! Several processes of the command on loopback: the same training as one process, a process that dies, and another
+//! number of processes after that.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use blip2_model::weights::TensorSource;
+use blip2_model::weights::safetensors::SafetensorsFile;
+
+fn fixture(name: &str) -> String {
+    format!("{}/../tests/fixtures/parity/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Twelve pictures with captions, and a recipe over them without dropout.
+fn bench(folder: &Path, stage: &str, more: &str) -> PathBuf {
+    let rows: String = (0..12u8)
+        .map(|i| {
+            let picture =
+                image::RgbImage::from_fn(16, 14, |x, y| image::Rgb([20 * i, x as u8 * 15, y as u8 * 15]));
+            picture.save(folder.join(format!("{i}.png"))).unwrap();
+            let word = ["a red house", "fruit on the table", "a boat"][i as usize % 3];
+            format!("{{\"image\":\"{i}.png\",\"caption\":\"{word} {i}\"}}\n")
+        })
+        .collect();
+    std::fs::write(folder.join("captions.jsonl"), rows).unwrap();
+    let base = if stage == "stage1" { "itm" } else { "opt" };
+    // the fixtures' configuration with its dropout taken out
+    let json = std::fs::read_to_string(Path::new(&fixture(base)).join("config.json")).unwrap();
+    let json = json.replace("dropout\": 0.1", "dropout\": 0.0");
+    let json = json.replace("dropout_prob\": 0.1", "dropout_prob\": 0.0");
+    let model = folder.join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    for file in std::fs::read_dir(fixture(base)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    std::fs::write(model.join("config.json"), json).unwrap();
+    let recipe = folder.join("recipe.toml");
+    let text = format!(
+        "stage = \"{stage}\"\n[model]\nbase = \"{}\"\n[data]\nmax_txt_len = 12\n[[data.train]]\npath = \"{}\"\n[schedule]\nmax_iters = 4\nwarmup_steps = 0\ninit_lr = 1e-4\n[train]\nlog_every = 1\n{more}\n",
+        model.display(),
+        folder.join("captions.jsonl").display()
+    );
+    std::fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+fn command(nproc: usize, recipe: &Path, run: &Path, sets: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blip2-train"));
+    if nproc > 1 {
+        command.args(["launch", "--nproc", &nproc.to_string(), "--"]);
+    }
+    command.args(["train", &recipe.display().to_string(), "--backend", "flex"]);
+    command.args(["--out", &run.display().to_string()]);
+    for set in sets {
+        command.args(["--set", set]);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn train(nproc: usize, recipe: &Path, run: &Path, sets: &[&str]) -> Output {
+    let out = command(nproc, recipe, run, sets).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    out
+}
+
+fn tensors(run: &Path) -> Vec<(String, Vec<f32>)> {
+    let file = SafetensorsFile::open(run.join("export/model.safetensors")).unwrap();
+    let get = |name: &str| file.get(name).unwrap().to_f32_vec().unwrap();
+    file.infos()
+        .iter()
+        .map(|info| (info.name.clone(), get(&info.name)))
+        .collect()
+}
+
+/// Four steps with batch 4 in one process and batch 1 in four: every tensor within 1e-5. Adam turns a gradient that
+/// is zero but for rounding into a step of the full learning rate, so its epsilon is above that noise here.
+#[test]
+fn four_processes_train_as_one() {
+    for stage in ["stage1", "stage2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = bench(folder.path(), stage, "[optimizer]\neps = 1e-4");
+        let (one, four) = (folder.path().join("one"), folder.path().join("four"));
+        train(1, &recipe, &one, &["train.batch_size=4"]);
+        train(4, &recipe, &four, &["train.batch_size=1"]);
+        let mut worst = 0f32;
+        for ((name, a), (_, b)) in tensors(&one).iter().zip(tensors(&four)) {
+            for (a, b) in a.iter().zip(&b) {
+                worst = worst.max((a - b).abs());
+                assert!((a - b).abs() < 1e-5, "{stage} {name}: {a} and {b}");
+            }
+        }
+        println!("{stage}: largest difference {worst:e}");
+    }
+}
+
+/// One of three processes is killed: the launcher names it, the others stop by themselves, and two processes go on
+/// from the last checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_dead_process_ends_the_run_and_another_number_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = bench(folder.path(), "stage2", "batch_size = 1\ncheckpoint_every = 1");
+    let run = folder.path().join("run");
+    let endless = ["schedule.max_iters=100000"];
+    let mut child = command(3, &recipe, &run, &endless).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !run.join("checkpoints/step-00000003").exists() {
+        assert!(Instant::now() < deadline, "no checkpoint appeared");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let victim = rank_2_of(child.id());
+    let killed = Instant::now();
+    assert!(
+        Command::new("kill")
+            .args(["-KILL", &victim.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let status = child.wait().unwrap();
+    assert!(!status.success());
+    assert!(
+        killed.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        killed.elapsed()
+    );
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut text).unwrap();
+    assert!(text.contains("rank 2 failed first"), "{text}");
+    for rank in 0..2 {
+        assert!(
+            text.contains(&format!("error: rank {rank}: rank 2 did not answer")),
+            "{text}"
+        );
+    }
+    let done = std::fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert!(done >= 1);
+    let last = newest(&run);
+    let out = train(2, &recipe, &run, &[&format!("schedule.max_iters={}", last + 3)]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(text.contains(&format!("continues after step {last}")), "{text}");
+    assert_eq!(newest(&run), last + 3);
+}
+
+#[cfg(unix)]
+fn newest(run: &Path) -> u64 {
+    let names = std::fs::read_dir(run.join("checkpoints")).unwrap();
+    let steps = names.filter_map(|entry| {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        name.strip_prefix("step-")?.parse().ok()
+    });
+    steps.max().unwrap()
+}
+
+/// Process id of the child with RANK=2 of a launcher, from the process table.
+#[cfg(unix)]
+fn rank_2_of(launcher: u32) -> u32 {
+    let table = Command::new("ps")
+        .args(["-o", "pid=", "--ppid", &launcher.to_string()])
+        .output()
+        .unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    let children = table.split_whitespace().map(|pid| pid.parse::<u32>().unwrap());
+    let is_rank_2 = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment
+            .split(|&byte| byte == 0)
+            .any(|entry| entry == b"RANK=2")
+    };
+    children.into_iter().find(is_rank_2).expect("rank 2 runs")
+}

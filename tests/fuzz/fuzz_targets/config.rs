@@ -1,0 +1,9 @@
+//! Bytes as config.json, preprocessor_config.json and generation_config.json: nothing may panic, and every failure is a typed error.
+#![no_main]
+
+use blip2_model::untrusted;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    untrusted::config(bytes);
+});

@@ -1,0 +1,9 @@
+//! Bytes as a parquet shard: nothing may panic, and every failure is a typed error.
+#![no_main]
+
+use blip2_train::data::untrusted;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    untrusted::parquet(bytes);
+});

@@ -1,0 +1,234 @@
+"""Speed and memory against transformers on torch: same random checkpoint, same inputs, alternating in one run.
+
+    python run.py [--threads N] [--rounds 5] [--measure wall|cpu] [--keep FOLDER] [--only NAME]
+
+needs the packages of requirements.txt and our worker, `cargo build --release --example peer_speed`. `run.sh` does
+all of it. Writes results/speed.md, results/speed.svg and results/speed.json.
+
+Both sides are given one task at a time, in turn, so that the load of the machine falls on both; a row shows the
+medians. `--measure cpu` counts processor time instead, which other processes do not disturb; use it with
+`--threads 1` (idle threads of a pool spin, on either side).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+GEN = ROOT / "tests/fixtures/gen"
+PICTURES = ROOT / "tests/fixtures/processor/images"
+
+# name, task, and what a step of the result is divided by
+TASKS = [
+    ("vision, batch 1", {"task": "vision", "batch": 1}),
+    ("vision, batch 8", {"task": "vision", "batch": 8}),
+    ("Q-Former, batch 1", {"task": "qformer", "batch": 1}),
+    ("prefill and first token, 40 positions", {"task": "generate", "tokens": 1}),
+    ("greedy, per token", {"task": "generate", "tokens": 17, "minus": {"task": "generate", "tokens": 1}, "per": 16}),
+    (
+        "beam 5, per token",
+        {"task": "generate", "tokens": 17, "beams": 5, "minus": {"task": "generate", "tokens": 1, "beams": 5}, "per": 16},
+    ),
+    ("picture file to caption of 10 tokens", {"task": "caption", "tokens": 10}),
+    ("checkpoint load", {"task": "load"}),
+    ("training step, stage 2, batch 2", {"task": "train", "batch": 2}),
+]
+
+
+class Side:
+    def __init__(self, command, threads):
+        env = dict(os.environ)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+            env[name] = str(threads)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=HERE
+        )
+        self.load_ms = self.read()["load_ms"]
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a worker ended early: {self.process.args}")
+        return json.loads(line)
+
+    def ask(self, job):
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(side, job, key):
+    job = dict(job)
+    minus, per = job.pop("minus", None), job.pop("per", 1)
+    job.setdefault("image", str(sorted(PICTURES.glob("*.jpg"))[0]))
+    value = side.ask(job)
+    peak = value["peak_mb"]
+    time = value[key]
+    if minus:
+        time -= side.ask(minus)[key]
+    return time / per, peak
+
+
+def first_caption(command, threads):
+    env = dict(os.environ) | {n: str(threads) for n in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
+    before = os.times()
+    import time
+
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall_ms": (time.perf_counter() - start) * 1e3, "cpu_ms": cpu * 1e3}
+
+
+def compare(folder, binary, dtypes, args):
+    """Rows of one checkpoint: ours and theirs in alternation."""
+    ours_dtype, llm, theirs_dtype = dtypes
+    ours = Side([str(binary), str(folder), ours_dtype, *([llm] if llm else [])], args.threads)
+    theirs = Side([sys.executable, str(HERE / "torch_worker.py"), str(folder), theirs_dtype], args.threads)
+    rows = []
+    key = f"{args.measure}_ms"
+    for name, job in TASKS:
+        if args.only and args.only not in name:
+            continue
+        if llm and not ("token" in name):
+            continue
+        if llm and job["task"] == "train":
+            continue
+        times, peaks = ([], []), [0, 0]
+        for round_ in range(args.rounds + 1):
+            for i, side in enumerate((ours, theirs)):
+                time, peak = measure(side, job, key)
+                peaks[i] = peak
+                if round_:  # the first round warms up
+                    times[i].append(time)
+        a, b = (statistics.median(t) for t in times)
+        rows.append({"task": name, "ours_ms": a, "theirs_ms": b, "ours_mb": peaks[0], "theirs_mb": peaks[1]})
+        print(f"  {name:40} {a:10.1f} {b:10.1f} ms   x{b / max(a, 1e-9):.2f}", file=sys.stderr, flush=True)
+    ours.close()
+    theirs.close()
+    return rows
+
+
+def checkpoint(base, kind, layers):
+    """A random checkpoint; made once per folder."""
+    folder = base / kind
+    if not (folder / "config.json").exists():
+        script = {
+            "vit-g + opt-2.7b": ["opt27b_random.py", str(folder), "--float32", "--layers", str(layers)],
+        }[kind]
+        subprocess.run([sys.executable, *script], cwd=GEN, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def machine():
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
+    return f"{cpu}, {os.cpu_count()} logical cores, {platform.system()} {platform.machine()}"
+
+
+def markdown(results, args):
+    lines = [
+        "# Speed and memory against transformers on torch",
+        "",
+        f"{machine()}. {args.threads} thread(s), medians of {args.rounds}, "
+        f"{'processor' if args.measure == 'cpu' else 'wall'} time. torch {version('torch')}, transformers "
+        f"{version('transformers')} (eager). Random weights at full width and full vocabulary with "
+        f"{args.layers} layers in the image encoder and in the language model (12 in the Q-Former).",
+        "",
+        "Ratios above 1 are in our favour. Peak memory is that of the process up to the end of the task, in the "
+        "order of the table. Regenerate with `tests/peers/speed/run.sh`.",
+    ]
+    for result in results:
+        lines += ["", f"## {result['title']}", "", "| Task | ours, ms | torch, ms | ratio | ours, MB | torch, MB |"]
+        lines += ["|---|--:|--:|--:|--:|--:|"]
+        for r in result["rows"]:
+            ratio = r["theirs_ms"] / max(r["ours_ms"], 1e-9)
+            memory = [f"{r[k]:.0f}" if r.get(k) else "" for k in ("ours_mb", "theirs_mb")]
+            lines.append(
+                f"| {r['task']} | {r['ours_ms']:.1f} | {r['theirs_ms']:.1f} | {ratio:.2f} | {memory[0]} | {memory[1]} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def svg(results):
+    """Bars of the ratios, one group per result; plain SVG so that nothing need be installed to see or make it."""
+    bars = [(res["title"], r["task"], r["theirs_ms"] / max(r["ours_ms"], 1e-9)) for res in results for r in res["rows"]]
+    row, left, width = 18, 430, 900
+    top = max(2.0, *(min(b[2], 12) for b in bars)) if bars else 2.0
+    scale = (width - left - 60) / top
+    out, y, title = [], 20, None
+    for name, task, ratio in bars:
+        if name != title:
+            y += 14
+            out.append(f'<text x="8" y="{y}" font-weight="bold">{name}</text>')
+            y += row
+            title = name
+        length = min(ratio, 12) * scale
+        colour = "#2a7" if ratio >= 1 else "#c63"
+        out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{task}</text>')
+        out.append(f'<rect x="{left}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
+        out.append(f'<text x="{left + length + 4:.1f}" y="{y}">{ratio:.2f}</text>')
+        y += row
+    one = left + scale
+    frame = f'<line x1="{one:.1f}" y1="20" x2="{one:.1f}" y2="{y}" stroke="#888" stroke-dasharray="4 3"/>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y + 30}" font-family="sans-serif" font-size="12">'
+    note = f'<text x="{left}" y="{y + 16}">time of torch / our time (dashed: equal)</text>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *out, frame, note, "</svg>"]) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--measure", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--only", help="tasks whose name contains this")
+    parser.add_argument("--keep", type=Path, help="folder for the random checkpoints, kept for the next run")
+    parser.add_argument("--worker", type=Path, default=ROOT / "target/release/examples/peer_speed")
+    parser.add_argument("--blip2", type=Path, default=ROOT / "target/release/blip2")
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results")
+    args = parser.parse_args()
+    if not args.worker.exists():
+        sys.exit(f"{args.worker} is missing; run: cargo build --release --example peer_speed")
+    base = args.keep or Path(tempfile.mkdtemp(prefix="peer-speed-"))
+    base.mkdir(parents=True, exist_ok=True)
+    folder = checkpoint(base, "vit-g + opt-2.7b", args.layers)
+    results = []
+    for title, dtypes in [
+        ("f32 against f32", ("f32", None, "f32")),
+        ("bf16 against bf16", ("bf16", None, "bf16")),
+        ("int8 language model against bf16", ("bf16", "int8", "bf16")),
+        ("int4 language model against bf16", ("bf16", "int4", "bf16")),
+    ]:
+        print(title, file=sys.stderr, flush=True)
+        results.append({"title": title, "rows": compare(folder, args.worker, dtypes, args)})
+    picture = str(sorted(PICTURES.glob("*.jpg"))[0])
+    if args.blip2.exists() and not args.only:
+        ours = [str(args.blip2), "caption", "--model", str(folder), "--dtype", "bf16", picture]
+        theirs = [sys.executable, str(HERE / "torch_caption.py"), str(folder), picture]
+        pairs = [(first_caption(ours, args.threads), first_caption(theirs, args.threads)) for _ in range(args.rounds)]
+        row = {"task": "process start to first caption, bf16"}
+        for i, name in enumerate(("ours_ms", "theirs_ms")):
+            row[name] = statistics.median(pair[i][f"{args.measure}_ms"] for pair in pairs)
+        results.append({"title": "command line", "rows": [row]})
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "speed.md").write_text(markdown(results, args))
+    (args.results / "speed.svg").write_text(svg(results))
+    (args.results / "speed.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    print(markdown(results, args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The peer's side of `run.py`: transformers on torch, one task per line of standard input.
+
+    python torch_worker.py FOLDER DTYPE      (f32 or bf16)
+"""
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+TEXT = [2, 45, 5, 9, 12, 7, 33, 21]
+
+
+def noise(*shape):
+    n = int(np.prod(shape))
+    values = (np.arange(n, dtype=np.uint64) * 7919 % 2003).astype(np.float32) / np.float32(1001.5) - 1
+    return torch.from_numpy(values.reshape(shape))
+
+
+class Worker:
+    def __init__(self, folder, dtype):
+        self.folder, self.dtype = folder, dtype
+        self.model = self.load()
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.learner = False
+
+    def load(self):
+        model = Blip2ForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
+        return model.eval()
+
+    @property
+    def language(self):
+        return self.model.language_model
+
+    def soft(self, tokens):
+        queries = self.model.query_tokens.expand(tokens.shape[0], -1, -1)
+        out = self.model.qformer(query_embeds=queries, encoder_hidden_states=tokens.float(), return_dict=True)
+        return self.model.language_projection(out.last_hidden_state.to(self.model.language_projection.weight.dtype))
+
+    def generate(self, embeds, tokens, beams):
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        return self.language.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            num_beams=beams,
+            do_sample=False,
+            early_stopping=False,
+        )
+
+    def run(self, task, batch, tokens, beams, image):
+        if task == "train":
+            return self.train(batch)
+        with torch.inference_mode():
+            if task == "vision":
+                self.model.vision_model(noise(batch, 3, 224, 224).to(self.dtype))
+            elif task == "qformer":
+                self.soft(noise(batch, 257, self.model.config.vision_config.hidden_size))
+            elif task == "generate":
+                words = self.language.get_input_embeddings()(torch.tensor([TEXT] * batch))
+                soft = noise(batch, 32, words.shape[-1]).to(words.dtype)
+                self.generate(torch.cat([soft, words], 1), tokens, beams)
+            elif task == "caption":
+                inputs = self.processor(images=Image.open(image).convert("RGB"), return_tensors="pt")
+                inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+                out = self.model.generate(
+                    **inputs, max_new_tokens=tokens, min_new_tokens=tokens, num_beams=beams, do_sample=False
+                )
+                self.processor.batch_decode(out, skip_special_tokens=True)
+            elif task == "load":
+                self.load()
+            else:
+                raise ValueError(task)
+
+    def train(self, batch):
+        if not self.learner:
+            self.model.requires_grad_(False)
+            for part in (self.model.qformer, self.model.language_projection):
+                part.requires_grad_(True)
+            self.model.query_tokens.requires_grad_(True)
+            self.learner = True
+        with torch.no_grad():
+            tokens = self.model.vision_model(noise(batch, 3, 224, 224).to(self.dtype)).last_hidden_state
+        soft = self.soft(tokens)
+        ids = torch.tensor([TEXT] * batch)
+        words = self.language.get_input_embeddings()(ids)
+        embeds = torch.cat([soft.to(words.dtype), words], 1)
+        logits = self.language(inputs_embeds=embeds).logits[:, 31:-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids.reshape(-1))
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+
+
+def main():
+    folder, dtype = sys.argv[1], {"f32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2]]
+    start = time.perf_counter()
+    worker = Worker(folder, dtype)
+    print(json.dumps({"load_ms": (time.perf_counter() - start) * 1e3}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(job.get("repeat", 1)):
+            worker.run(job["task"], job.get("batch", 1), job.get("tokens", 1), job.get("beams", 1), job.get("image"))
+        answer = {
+            "wall_ms": (time.perf_counter() - start) * 1e3,
+            "cpu_ms": (time.process_time() - cpu) * 1e3,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
