@@ -43,7 +43,7 @@ checkpoint_every = 0
 /// A recipe of `stage` over the eight pictures.
 fn recipe(stage: &str, steps: usize, model: &str) -> Recipe {
     let data = match stage {
-        "language_model" => "pack = false",
+        "language_model" => "pack = false\ntext_processor = \"none\"",
         _ => "",
     };
     let common = CONFIG.replace(
@@ -104,11 +104,20 @@ fn both_stages_learn_eight_pictures_by_heart() {
     );
     let random = format!("{vocabularies}init = \"random\"\n");
 
-    train(&recipe("language_model", 60, &random), &at("lm"));
-    // the captions as plain text: what is left is which of eight begins
-    assert!(last(&at("lm"), "loss") < 1.0, "{}", last(&at("lm"), "loss"));
+    // every caption twice, each with its beginning: the second follows from what stands before it, as a caption will
+    // follow from the queries
+    let texts: String = samples()
+        .iter()
+        .map(|(caption, _)| format!("{caption}</s>{caption}\n"))
+        .collect();
+    std::fs::write(at("texts.txt"), texts).unwrap();
+    let mut language = recipe("language_model", 300, &random);
+    language.data.train[0].source.path = at("texts.txt").display().to_string();
+    train(&language, &at("lm"));
+    // what is left is which of eight comes first: ln 8 over some nine tokens
+    assert!(last(&at("lm"), "loss") < 0.5, "{}", last(&at("lm"), "loss"));
 
-    let mut stage1 = recipe("stage1", 150, &random);
+    let mut stage1 = recipe("stage1", 300, &random);
     stage1.train.train_vision = true;
     train(&stage1, &at("stage1"));
     // smoothing of 0.1 over eight leaves 0.5 of contrast, over 2,048 words 1.1 of generation
@@ -123,8 +132,9 @@ fn both_stages_learn_eight_pictures_by_heart() {
         from("vision_from", "stage1"),
         from("language_from", "lm"),
     ];
-    let export = train(&recipe("stage2", 150, &model.concat()), &at("stage2"));
-    assert!(last(&at("stage2"), "lm") < 0.1, "{}", last(&at("stage2"), "lm"));
+    let export = train(&recipe("stage2", 1000, &model.concat()), &at("stage2"));
+    // without looking at the picture ln 8 over five tokens, 0.4, is the least there is
+    assert!(last(&at("stage2"), "lm") < 0.25, "{}", last(&at("stage2"), "lm"));
 
     let session = Session::<Flex>::open(&export, DtypePolicy::f32(), false, &Default::default()).unwrap();
     let (captions, images): (Vec<String>, Vec<RgbImage>) = samples().into_iter().unzip();

