@@ -159,10 +159,23 @@ pub use flex::Flex;
 
 #[cfg(feature = "ndarray")]
 mod ndarray {
+    use burn::tensor::Tensor;
+
     use super::*;
+    use crate::nn::kernels::host_mask;
+
     /// The `ndarray` CPU backend.
     pub type NdArray = burn::backend::NdArray<f32>;
     impl Kernels for NdArray {
+        fn random_mask<const D: usize>(
+            dims: [usize; D],
+            keep: f64,
+            seed: u64,
+            device: &Self::Device,
+        ) -> Tensor<Self, D> {
+            host_mask(dims, keep, seed, device)
+        }
+
         fn compute_dtype(_stored: DType) -> DType {
             DType::F32
         }

@@ -25,6 +25,15 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         B::compute_dtype(stored)
     }
 
+    fn random_mask<const D: usize>(
+        dims: [usize; D],
+        keep: f64,
+        seed: u64,
+        device: &Self::Device,
+    ) -> Tensor<Self, D> {
+        Tensor::from_inner(B::random_mask(dims, keep, seed, device))
+    }
+
     fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
         let x = unwrap(x);
         let y = unwrap(B::activate(wrap::<B, D>(x.primitive.clone()), act));

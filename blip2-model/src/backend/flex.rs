@@ -14,8 +14,8 @@ use burn_flex::{FlexQTensor, FlexTensor, Layout};
 use super::SelectDevice;
 use crate::nn::gradients::{self, NormGradients};
 use crate::nn::kernels::{
-    Scores, WeightBits, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, layer_norm_by_tensor_ops,
-    linear_by_matmul, rms_norm_by_tensor_ops,
+    Scores, WeightBits, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, host_mask,
+    layer_norm_by_tensor_ops, linear_by_matmul, rms_norm_by_tensor_ops,
 };
 use crate::nn::{Activation, Kernels};
 
@@ -153,6 +153,15 @@ impl HeldScores {
 }
 
 impl Kernels for Flex {
+    fn random_mask<const D: usize>(
+        dims: [usize; D],
+        keep: f64,
+        seed: u64,
+        device: &Self::Device,
+    ) -> Tensor<Self, D> {
+        host_mask(dims, keep, seed, device)
+    }
+
     fn compute_dtype(_stored: DType) -> DType {
         DType::F32
     }

@@ -4,9 +4,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Distribution, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
+
+use super::Kernels;
 
 /// Mode of a forward pass. [`Context::eval`] costs nothing; tracing and dropout are opt-in.
 #[derive(Debug, Default)]
@@ -55,9 +57,9 @@ impl Context {
 
     /// Inverted dropout: zero with probability `p`, scale the rest by `1 / (1 - p)`; identity outside training.
     ///
-    /// The backend is re-seeded before each draw because its generator is global: this is what makes
-    /// a resumed run repeat the same masks on every backend.
-    pub fn dropout<B: Backend, const D: usize>(&self, x: Tensor<B, D>, p: f64) -> Tensor<B, D> {
+    /// Every mask has a seed of its own ([`Kernels::random_mask`]): this is what makes a resumed run repeat the same
+    /// masks on every backend.
+    pub fn dropout<B: Kernels, const D: usize>(&self, x: Tensor<B, D>, p: f64) -> Tensor<B, D> {
         match self.dropout_factors(x.dims(), p, &x.device()) {
             Some(factors) => x * factors,
             None => x,
@@ -65,16 +67,15 @@ impl Context {
     }
 
     /// What [`dropout`](Self::dropout) multiplies by: zero or `1 / (1 - p)`; `None` where it does nothing.
-    pub fn dropout_factors<B: Backend, const D: usize>(
+    pub fn dropout_factors<B: Kernels, const D: usize>(
         &self,
         dims: [usize; D],
         p: f64,
         device: &B::Device,
     ) -> Option<Tensor<B, D>> {
         let rng = self.dropout.as_ref().filter(|_| p > 0.0)?;
-        B::seed(device, rng.borrow_mut().next_u64());
         let keep = 1.0 - p;
-        Some(Tensor::<B, D>::random(dims, Distribution::Bernoulli(keep), device) / keep)
+        Some(B::random_mask(dims, keep, rng.borrow_mut().next_u64(), device) / keep)
     }
 
     /// Runs `f` with `name` appended to the prefix of recorded names.

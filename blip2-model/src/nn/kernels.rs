@@ -2,8 +2,12 @@
 //! operations. Every method has a default in plain operations, so `impl Kernels for X {}` is enough
 //! for a new backend and the autodiff path works through the same calls.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::tensor::quantization::{QuantLevel, QuantScheme, QuantValue};
-use burn::tensor::{DType, Tensor, activation, backend::Backend};
+use burn::tensor::{DType, Distribution, Tensor, TensorData, activation, backend::Backend};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::gradients::{self, NormGradients};
 use super::{Activation, Context};
@@ -43,12 +47,40 @@ pub struct Scores<B: Backend> {
     pub factors: Option<Tensor<B, 4>>,
 }
 
+/// [`Kernels::random_mask`] drawn on the host, for backends whose memory that is.
+pub fn host_mask<B: Backend, const D: usize>(
+    dims: [usize; D],
+    keep: f64,
+    seed: u64,
+    device: &B::Device,
+) -> Tensor<B, D> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let keep = keep as f32;
+    let values = (0..dims.iter().product()).map(|_| f32::from(u8::from(rng.random::<f32>() < keep)));
+    Tensor::from_data(TensorData::new(values.collect(), dims), (device, DType::F32))
+}
+
 /// Backend with the project's fused operations. See [`crate::backend`] for the implementations.
 pub trait Kernels: Backend {
     /// Dtype of the activations that a matrix kept in `stored` works on. GPUs compute in the dtype of the
     /// weights; CPU backends keep f32 activations and widen weights on the way, which is both exact and faster.
     fn compute_dtype(stored: DType) -> DType {
         stored
+    }
+
+    /// Ones with probability `keep`, else zeros; the same for the same `seed`.
+    ///
+    /// A backend's generator is global, so seeding and drawing may not be torn apart by another training thread.
+    fn random_mask<const D: usize>(
+        dims: [usize; D],
+        keep: f64,
+        seed: u64,
+        device: &Self::Device,
+    ) -> Tensor<Self, D> {
+        static GENERATOR: Mutex<()> = Mutex::new(());
+        let _mine = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::seed(device, seed);
+        Tensor::random(dims, Distribution::Bernoulli(keep), device)
     }
 
     /// A non-linearity; same shape and dtype out.

@@ -237,6 +237,8 @@ mod tests {
             ("patch_embed.proj.weight", &[1], &[0.0]),
             ("blocks.0.attn.q_bias", &[2], &[1.0, 2.0]),
             ("blocks.0.attn.v_bias", &[2], &[3.0, 4.0]),
+            ("blocks.0.norm1.weight", &[2], &[1.0, 1.0]),
+            ("blocks.1.norm1.weight", &[2], &[1.0, 1.0]),
             ("blocks.1.attn.q_bias", &[2], &[5.0, 6.0]),
             ("blocks.1.attn.v_bias", &[2], &[7.0, 8.0]),
             ("norm.weight", &[2], &[1.0, 1.0]),
@@ -249,7 +251,8 @@ mod tests {
             [
                 "vision_model.embeddings.class_embedding",
                 "vision_model.embeddings.patch_embedding.weight",
-                bias
+                bias,
+                "vision_model.encoder.layers.0.layer_norm1.weight"
             ]
         );
         let values = view.get(bias).unwrap().to_f32_vec().unwrap();
