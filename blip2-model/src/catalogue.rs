@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn parameter_counts_equal_those_of_transformers() {
         use crate::blip2::Blip2;
-        use crate::checkpoint::inventory;
+        use crate::checkpoint::expected_tensors;
         for (name, want) in [
             ("blip2-opt-2.7b", 3_744_679_936_usize),
             ("blip2-opt-6.7b", 7_752_738_304),
@@ -211,7 +211,7 @@ mod tests {
                 opt.vocab_size = 50272;
             }
             let model = Blip2::<crate::backend::Flex>::new(config, &Default::default()).expect("a model");
-            let count: usize = inventory(&model).iter().map(|p| p.num_elements()).sum();
+            let count: usize = expected_tensors(&model).iter().map(|p| p.num_elements()).sum();
             assert_eq!(count, want, "{name}");
         }
     }

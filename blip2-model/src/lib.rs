@@ -6,6 +6,7 @@
 //! Shape legend used in every docstring: `B` batch, `N` patches (class token included), `Q` queries,
 //! `T` text length, `S` attended length, `D` width, `H` heads, `V` vocabulary.
 
+pub mod atomic;
 pub mod backend;
 pub mod blip2;
 pub mod catalogue;
@@ -15,6 +16,7 @@ pub mod doctor;
 pub mod generate;
 pub mod language;
 pub mod memory;
+pub mod module_path;
 pub mod nn;
 pub mod processor;
 pub mod qformer;

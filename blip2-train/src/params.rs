@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use blip2_model::module_path::ModulePath;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{
     DType, Tensor, TensorData,
@@ -50,7 +51,7 @@ pub fn count<B: Backend, M: Module<B>>(module: &M) -> usize {
 /// Values of every parameter, flattened, on their device.
 pub fn values<B: Backend, M: Module<B>>(module: &M) -> Named<B> {
     let mut visitor = Collector {
-        path: Path::default(),
+        path: ModulePath::default(),
         found: Named::new(),
     };
     module.visit(&mut visitor);
@@ -63,7 +64,7 @@ pub fn gradients<B: AutodiffBackend, M: Module<B>>(
     grads: &mut B::Gradients,
 ) -> Named<B::InnerBackend> {
     let mut visitor = GradCollector::<B> {
-        path: Path::default(),
+        path: ModulePath::default(),
         grads,
         found: Named::new(),
     };
@@ -75,7 +76,7 @@ pub fn gradients<B: AutodiffBackend, M: Module<B>>(
 /// parameter that is replaced is never drawn.
 pub fn replace<B: Backend, M: Module<B>>(module: M, f: impl FnMut(&ParamInfo) -> Option<TensorData>) -> M {
     module.map(&mut Replacer {
-        path: Path::default(),
+        path: ModulePath::default(),
         f,
     })
 }
@@ -86,37 +87,15 @@ pub fn update<B: AutodiffBackend, M: Module<B>>(
     f: impl FnMut(&ParamInfo, Tensor<B::InnerBackend, 1>) -> Tensor<B::InnerBackend, 1>,
 ) -> M {
     module.map(&mut Updater {
-        path: Path::default(),
+        path: ModulePath::default(),
         f,
     })
 }
 
-/// The names entered so far.
-#[derive(Default)]
-pub(crate) struct Path(Vec<String>);
-
-impl Path {
-    pub(crate) fn enter(&mut self, name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.0.push(name.to_string());
-        }
-    }
-
-    pub(crate) fn exit(&mut self, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.0.pop();
-        }
-    }
-
-    pub(crate) fn name(&self) -> String {
-        self.0.join(".")
-    }
-
-    fn info(&self, shape: &[usize]) -> ParamInfo {
-        ParamInfo {
-            name: self.name(),
-            shape: shape.to_vec(),
-        }
+fn info_at(path: &ModulePath, shape: &[usize]) -> ParamInfo {
+    ParamInfo {
+        name: path.name(),
+        shape: shape.to_vec(),
     }
 }
 
@@ -134,7 +113,7 @@ macro_rules! track_path {
 
 #[derive(Default)]
 struct Lister {
-    path: Path,
+    path: ModulePath,
     found: Vec<ParamInfo>,
 }
 
@@ -142,12 +121,12 @@ impl<B: Backend> ModuleVisitor<B> for Lister {
     track_path!();
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.found.push(self.path.info(&param.lazy_shape()));
+        self.found.push(info_at(&self.path, &param.lazy_shape()));
     }
 }
 
 struct Collector<B: Backend> {
-    path: Path,
+    path: ModulePath,
     found: Named<B>,
 }
 
@@ -161,7 +140,7 @@ impl<B: Backend> ModuleVisitor<B> for Collector<B> {
 }
 
 struct GradCollector<'a, B: AutodiffBackend> {
-    path: Path,
+    path: ModulePath,
     grads: &'a mut B::Gradients,
     found: Named<B::InnerBackend>,
 }
@@ -177,7 +156,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for GradCollector<'_, B> {
 }
 
 struct Replacer<F> {
-    path: Path,
+    path: ModulePath,
     f: F,
 }
 
@@ -185,7 +164,7 @@ impl<B: Backend, F: FnMut(&ParamInfo) -> Option<TensorData>> ModuleMapper<B> for
     track_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let info = self.path.info(&param.lazy_shape());
+        let info = info_at(&self.path, &param.lazy_shape());
         let Some(data) = (self.f)(&info) else {
             return param;
         };
@@ -198,7 +177,7 @@ impl<B: Backend, F: FnMut(&ParamInfo) -> Option<TensorData>> ModuleMapper<B> for
 }
 
 struct Updater<F> {
-    path: Path,
+    path: ModulePath,
     f: F,
 }
 
@@ -212,7 +191,7 @@ where
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, tensor, mapper) = param.consume();
         let shape = tensor.dims();
-        let info = self.path.info(&shape);
+        let info = info_at(&self.path, &shape);
         let value = (self.f)(&info, tensor.inner().reshape([-1])).reshape(shape);
         let tensor = Tensor::from_inner(value).require_grad();
         Param::from_mapped_value(id, tensor, mapper)

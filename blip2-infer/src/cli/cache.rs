@@ -12,7 +12,8 @@ use blip2_model::weights::safetensors::SafetensorsFile;
 use blip2_model::weights::{DType, TensorBytes, TensorInfo, TensorSource, fingerprint, writer};
 use sha2::{Digest, Sha256};
 
-use super::pictures::Picture;
+use super::interrupt::Interrupt;
+use super::pictures::{self, Bad, Picture};
 use crate::Session;
 
 /// Name of the tensor in a file, after that of `trace`.
@@ -30,12 +31,7 @@ pub(super) fn model_hash(model: &ModelFiles, policy: &DtypePolicy, backend: &str
     hash.update(serde_json::to_vec(&model.config)?);
     hash.update(model.images.to_json().to_string());
     hash.update(format!("{:?} {:?} {backend}", policy.vision, policy.qformer));
-    Ok(hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect())
+    Ok(fingerprint::hex(&hash.finalize()[..8]))
 }
 
 impl FeatureCache {
@@ -122,6 +118,23 @@ pub(super) fn encode<B: Kernels>(
     }
     let kept: Vec<Vec<f32>> = kept.into_iter().flatten().collect();
     Ok((pictures, session.encoded_from_queries(&kept)?))
+}
+
+/// [`in_batches`](pictures::in_batches) with pictures encoded, or taken from the cache.
+pub(super) fn encoded_batches<B: Kernels>(
+    files: &[PathBuf],
+    batch: usize,
+    quiet: bool,
+    interrupt: &Interrupt,
+    session: &Session<B>,
+    cache: Option<&FeatureCache>,
+    mut work: impl FnMut(&[Picture], &Encoded<B>) -> Result<()>,
+) -> Result<Vec<Bad>> {
+    let wanted = |hash: &str| !cache.is_some_and(|cache| cache.has(hash));
+    pictures::in_batches(files, batch, quiet, interrupt, wanted, |pictures| {
+        let (pictures, encoded) = encode(session, cache, pictures)?;
+        work(&pictures, &encoded)
+    })
 }
 
 /// Takes the pixels out.

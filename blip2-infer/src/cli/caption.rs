@@ -77,15 +77,14 @@ impl Verb for CaptionArgs {
             .generation
             .options(session.generation.as_ref(), session.architecture()?, false);
         self.generation.warn(&options, self.common.quiet);
-        let wanted = |hash: &str| !cache.as_ref().is_some_and(|cache| cache.has(hash));
-        let result = pictures::in_batches(
+        let result = cache::encoded_batches(
             &files,
             self.batch,
             self.common.quiet,
             &interrupt,
-            wanted,
-            |batch| {
-                let (batch, encoded) = cache::encode(&session, cache.as_ref(), batch)?;
+            &session,
+            cache.as_ref(),
+            |batch, encoded| {
                 let requests: Vec<Request> = batch
                     .iter()
                     .map(|picture| Request {
@@ -95,7 +94,7 @@ impl Verb for CaptionArgs {
                     })
                     .collect();
                 let rows: Vec<usize> = (0..requests.len()).collect();
-                let answers = session.answer_encoded(&encoded, &rows, &requests, &mut session::ignore)?;
+                let answers = session.answer_encoded(encoded, &rows, &requests, &mut session::ignore)?;
                 answers.iter().try_for_each(|answer| sink.write(answer))
             },
         );

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use blip2_model::backend::BackendKind;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
+use blip2_model::generate::overrides::{Overrides, Preset};
 use blip2_model::generate::{EarlyStopping, GenerateOptions};
 use blip2_model::language::Architecture;
 use blip2_model::nn::Kernels;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::cache::{FeatureCache, model_hash};
 use super::model;
@@ -107,15 +108,6 @@ impl CommonArgs {
     }
 }
 
-/// Named sets of defaults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Preset {
-    /// As LAVIS evaluates: beam 5
-    Lavis,
-    /// The checkpoint's generation_config.json: greedy, 20 new tokens
-    Hf,
-}
-
 /// Generation options by the names of Hugging Face's generation config. Left out, an option has the value of the
 /// preset; the defaults below are those of `--preset hf` where the checkpoint's file is silent.
 #[derive(Debug, Args)]
@@ -124,54 +116,23 @@ pub struct GenerationArgs {
     /// Defaults that the other options change
     #[arg(long, value_enum, default_value = "hf")]
     pub preset: Preset,
-    /// Most new tokens, the end token included [max_new_tokens; hf: 20, lavis: 29 (OPT) or 30 (T5), answers 10]
-    #[arg(long, value_name = "N")]
-    pub max_new_tokens: Option<usize>,
-    /// New tokens before the text may end [min_new_tokens; 0]
-    #[arg(long, value_name = "N")]
-    pub min_new_tokens: Option<usize>,
-    /// Beams; 1 is greedy search, or plain sampling [num_beams; hf: 1, lavis: 5]
-    #[arg(long, value_name = "N")]
-    pub num_beams: Option<usize>,
-    /// Above 0 favours long texts in a beam search, below 0 short ones [length_penalty; 1; lavis answers: 0 (OPT) or -1 (T5)]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub length_penalty: Option<f64>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// When a beam search stops: false, true or never [early_stopping; false]
     #[arg(long, value_name = "WHEN")]
     pub early_stopping: Option<EarlyStopping>,
-    /// Above 1 makes tokens that are already there less likely [repetition_penalty; 1]
-    #[arg(long, value_name = "X")]
-    pub repetition_penalty: Option<f64>,
-    /// No N tokens in a row may come twice; 0 allows it [no_repeat_ngram_size; 0]
-    #[arg(long, value_name = "N")]
-    pub no_repeat_ngram_size: Option<usize>,
-    /// Sample; without it temperature, top-k and top-p have no effect [do_sample; off]
-    #[arg(long)]
-    pub do_sample: bool,
-    /// Below 1 sharpens the distribution, above 1 flattens it [temperature; 1]
-    #[arg(long, value_name = "X")]
-    pub temperature: Option<f64>,
-    /// Sample among this many best tokens; 0 takes all [top_k; 50]
-    #[arg(long, value_name = "N")]
-    pub top_k: Option<usize>,
-    /// Sample among the best tokens of this total probability [top_p; hf: 1, lavis: 0.9]
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f64>,
     /// Texts per picture: samples, or the best beams [num_return_sequences; 1]
     #[arg(long, value_name = "N")]
     pub num_return_sequences: Option<usize>,
-    /// The same seed gives the same samples [0; no counterpart]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
 }
 
 impl GenerationArgs {
     /// Names options that were given and change nothing in this combination.
     pub fn warn(&self, options: &GenerateOptions, quiet: bool) {
         let given = [
-            ("temperature", self.temperature.is_some()),
-            ("top_k", self.top_k.is_some()),
-            ("top_p", self.top_p.is_some()),
+            ("temperature", self.overrides.temperature.is_some()),
+            ("top_k", self.overrides.top_k.is_some()),
+            ("top_p", self.overrides.top_p.is_some()),
             ("early_stopping", self.early_stopping.is_some()),
         ];
         let idle = options.without_effect();
@@ -189,31 +150,10 @@ impl GenerationArgs {
         architecture: Architecture,
         question: bool,
     ) -> GenerateOptions {
-        let mut o = match (self.preset, question) {
-            (Preset::Hf, _) => stored
-                .cloned()
-                .unwrap_or_else(|| GenerateOptions::for_architecture(architecture)),
-            (Preset::Lavis, false) => GenerateOptions::lavis_caption(architecture),
-            (Preset::Lavis, true) => GenerateOptions::lavis_vqa(architecture),
-        };
-        if let (Preset::Lavis, Some(stored)) = (self.preset, stored) {
-            o.eos_token_ids = stored.eos_token_ids.clone();
-            o.pad_token_id = stored.pad_token_id;
-            o.decoder_start_token_id = stored.decoder_start_token_id;
-        }
-        o.max_new_tokens = self.max_new_tokens.unwrap_or(o.max_new_tokens);
-        o.min_new_tokens = self.min_new_tokens.unwrap_or(o.min_new_tokens);
-        o.num_beams = self.num_beams.unwrap_or(o.num_beams);
-        o.length_penalty = self.length_penalty.unwrap_or(o.length_penalty);
+        let mut o = self.preset.options(stored, architecture, question);
+        self.overrides.apply(&mut o);
         o.early_stopping = self.early_stopping.unwrap_or(o.early_stopping);
-        o.repetition_penalty = self.repetition_penalty.unwrap_or(o.repetition_penalty);
-        o.no_repeat_ngram_size = self.no_repeat_ngram_size.unwrap_or(o.no_repeat_ngram_size);
-        o.do_sample |= self.do_sample;
-        o.temperature = self.temperature.unwrap_or(o.temperature);
-        o.top_k = self.top_k.unwrap_or(o.top_k);
-        o.top_p = self.top_p.unwrap_or(o.top_p);
         o.num_return_sequences = self.num_return_sequences.unwrap_or(o.num_return_sequences);
-        o.seed = self.seed.unwrap_or(o.seed);
         o
     }
 }

@@ -8,7 +8,7 @@ use blip2_model::catalogue;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
 use blip2_model::config::Blip2Config;
 use blip2_model::memory::{Estimate, MemoryError, Workload, predict};
-use blip2_model::weights::{TensorInfo, checkpoint_dir};
+use blip2_model::weights::{TensorInfo, checkpoint_dir, hub};
 use blip2_model::with_backend;
 use clap::Args;
 use serde::Serialize;
@@ -75,9 +75,7 @@ fn read(name: &str) -> Result<(Blip2Config, Vec<TensorInfo>)> {
     }
     let folder = match local {
         Some(folder) => folder,
-        None if name == model::NANO || name.matches('/').count() != 1 || name.starts_with(['.', '/']) => {
-            model::folder(name, true, true)?
-        }
+        None if name == model::NANO || hub::is_local(name) => model::folder(name, true, true)?,
         // no more than the description: predicting must not cost the download
         None => model::config_of(name)?,
     };

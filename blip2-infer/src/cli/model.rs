@@ -47,8 +47,7 @@ pub(super) fn folder(model: &str, offline: bool, quiet: bool) -> Result<PathBuf>
         });
     }
     let path = Path::new(model);
-    let looks_local = path.exists() || model.starts_with(['.', '/']) || model.matches('/').count() != 1;
-    if looks_local {
+    if hub::is_local(model) {
         if !path.exists()
             && let Some(entry) = blip2_model::catalogue::find(model)
         {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use blip2_model::backend::{BackendKind, SelectDevice};
 use blip2_model::blip2::Blip2;
 use blip2_model::catalogue::PUBLISHED;
-use blip2_model::checkpoint::inventory;
+use blip2_model::checkpoint::expected_tensors;
 use blip2_model::config::Blip2Config;
 use blip2_model::with_backend;
 use clap::Args;
@@ -56,7 +56,7 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
     let count = |config: Blip2Config| -> Result<usize> {
         with_backend!(kind, B => {
             let model = Blip2::<B>::new(config, &B::select_device(0))?;
-            Ok(inventory(&model).iter().map(|p| p.num_elements()).sum())
+            Ok(expected_tensors(&model).iter().map(|p| p.num_elements()).sum())
         })
     };
     let mut lines = Vec::new();

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 
 use anyhow::{Context as _, Result, bail};
 use blip2_model::processor::{DecodeOptions, RgbImage, decode_bytes};
+use blip2_model::weights::fingerprint::hex;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -69,10 +70,7 @@ fn search(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 /// Reads a file and, if `wanted` says so for its hash, its pixels.
 pub(super) fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Picture> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let hash: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let hash = hex(&Sha256::digest(&bytes));
     let label = path.display().to_string();
     let pixels = wanted(&hash)
         .then(|| decode_bytes(&bytes, &label, &DecodeOptions::default()))

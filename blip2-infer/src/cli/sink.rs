@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use blip2_model::atomic;
 use blip2_model::session::Answer;
 
 use super::output;
@@ -155,21 +156,9 @@ pub(super) fn check_sidecars(files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file under a temporary name and renames it.
+/// Writes a file whole or not at all.
 pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
-    let name = || path.display().to_string();
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
-        .with_context(name)?;
-    file.write_all(text.as_bytes()).with_context(name)?;
-    file.as_file().sync_all().with_context(name)?;
-    file.persist(path).with_context(name)?;
-    Ok(())
+    atomic::write(path, text.as_bytes()).with_context(|| path.display().to_string())
 }
 
 /// The file's text up to its last line end, what follows being cut away.

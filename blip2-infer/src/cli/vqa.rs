@@ -99,21 +99,20 @@ impl Verb for VqaArgs {
             .generation
             .options(session.generation.as_ref(), session.architecture()?, true);
         self.generation.warn(&options, self.common.quiet);
-        let wanted = |hash: &str| !cache.as_ref().is_some_and(|cache| cache.has(hash));
-        let result = pictures::in_batches(
+        let result = cache::encoded_batches(
             &todo,
             self.batch,
             self.common.quiet,
             &interrupt,
-            wanted,
-            |batch| {
-                let (batch, encoded) = cache::encode(&session, cache.as_ref(), batch)?;
+            &session,
+            cache.as_ref(),
+            |batch, encoded| {
                 let (mut rows, mut requests) = (Vec::new(), Vec::new());
                 for (row, picture) in batch.iter().enumerate() {
                     let image = picture.path.display().to_string();
                     if let Some(candidates) = &candidates {
                         for (question, prompt) in self.questions.iter().zip(&prompts) {
-                            let ranked = session.rank_encoded(&encoded, row, prompt, candidates)?;
+                            let ranked = session.rank_encoded(encoded, row, prompt, candidates)?;
                             self.print_ranked(&image, question, ranked, named)?;
                         }
                         continue;
@@ -130,7 +129,7 @@ impl Verb for VqaArgs {
                 if requests.is_empty() {
                     return Ok(());
                 }
-                let answers = session.answer_encoded(&encoded, &rows, &requests, &mut session::ignore)?;
+                let answers = session.answer_encoded(encoded, &rows, &requests, &mut session::ignore)?;
                 answers.iter().try_for_each(|answer| sink.write(answer))
             },
         );

@@ -8,6 +8,7 @@ use burn::tensor::{AllocationProperty, Bytes, DType as BurnDType, Shape, Tensor,
 use serde::Serialize;
 
 use super::{DtypePolicy, Keys, Part};
+use crate::module_path::ModulePath;
 use crate::nn::Kernels;
 use crate::nn::kernels::{PACK_GROUP, WeightBits, as_dtype};
 use crate::weights::{DType, ShapeMismatch, TensorBytes, TensorSource, WeightsError};
@@ -58,7 +59,7 @@ impl<'a> Loader<'a> {
     pub fn load<B: Kernels, M: Module<B>>(&mut self, module: M, root: &str) -> M {
         let mut mapper = Mapper {
             loader: self,
-            path: vec![root.to_string()],
+            path: ModulePath::under(root),
             in_linear: false,
             backend: PhantomData::<B>,
         };
@@ -173,7 +174,7 @@ impl<'a> Loader<'a> {
 
 struct Mapper<'l, 'a, B> {
     loader: &'l mut Loader<'a>,
-    path: Vec<String>,
+    path: ModulePath,
     /// Whether the module being visited is a linear map.
     in_linear: bool,
     backend: PhantomData<B>,
@@ -181,22 +182,18 @@ struct Mapper<'l, 'a, B> {
 
 impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        if !container_type.starts_with("Enum:") {
-            self.path.push(name.to_string());
-        }
+        self.path.enter(name, container_type);
         self.in_linear = container_type == "Struct:Linear";
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
-        if !container_type.starts_with("Enum:") {
-            self.path.pop();
-        }
+        self.path.exit(container_type);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let shape = param.lazy_shape();
         let device = param.lazy_device();
-        let path = self.path.join(".");
+        let path = self.path.name();
         let keeps = |dtype| B::supports_dtype(&device, burn_dtype(dtype));
         let Some(found) = self.loader.fetch(&path, &shape, keeps) else {
             return param;

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::huggingface;
 use crate::blip2::Blip2;
+use crate::module_path::ModulePath;
 
 /// One tensor of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,13 @@ pub struct ExpectedTensor {
     pub name: String,
     /// Shape in both.
     pub shape: Vec<usize>,
+}
+
+impl ExpectedTensor {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// Every tensor of a model. Parameters that are lazily initialised stay so.
@@ -39,7 +47,7 @@ pub(super) fn visit_parts<B: Backend>(
     mut f: impl FnMut(&str, &dyn Fn() -> Tensor<B, 1>, Vec<usize>),
 ) {
     let mut visitor = Visitor {
-        path: Vec::new(),
+        path: ModulePath::default(),
         f: &mut f,
         backend: PhantomData::<B>,
     };
@@ -53,14 +61,14 @@ pub(super) fn visit_parts<B: Backend>(
 }
 
 struct Visitor<'f, B, F> {
-    path: Vec<String>,
+    path: ModulePath,
     f: &'f mut F,
     backend: PhantomData<B>,
 }
 
 impl<B: Backend, F: FnMut(&str, &dyn Fn() -> Tensor<B, 1>, Vec<usize>)> Visitor<'_, B, F> {
     fn under<M: Module<B>>(&mut self, root: &str, module: &M) {
-        self.path = vec![root.to_string()];
+        self.path = ModulePath::under(root);
         module.visit(self);
     }
 }
@@ -69,19 +77,15 @@ impl<B: Backend, F: FnMut(&str, &dyn Fn() -> Tensor<B, 1>, Vec<usize>)> ModuleVi
     for Visitor<'_, B, F>
 {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        if !container_type.starts_with("Enum:") {
-            self.path.push(name.to_string());
-        }
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
-        if !container_type.starts_with("Enum:") {
-            self.path.pop();
-        }
+        self.path.exit(container_type);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let shape = param.lazy_shape().to_vec();
-        (self.f)(&self.path.join("."), &|| param.val().reshape([-1]), shape);
+        (self.f)(&self.path.name(), &|| param.val().reshape([-1]), shape);
     }
 }

@@ -8,7 +8,6 @@ pub mod expected;
 pub mod export;
 pub mod files;
 pub mod huggingface;
-pub mod inventory;
 pub mod keys;
 pub mod lavis;
 pub mod policy;
@@ -16,9 +15,9 @@ pub mod view;
 
 pub use apply::{LoadReport, Loader};
 pub use companions::Companions;
+pub use expected::{ExpectedTensor, expected_tensors};
 pub use export::{ExportError, ExportOptions, export_folder};
 pub use files::{FilesError, ModelFiles};
-pub use inventory::{Parameter, inventory};
 pub use keys::Keys;
 pub use lavis::{LavisError, LavisParts};
 pub use policy::{DtypePolicy, Part, PartDtype};

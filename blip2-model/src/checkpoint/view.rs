@@ -51,13 +51,16 @@ impl View {
         }
     }
 
-    /// Tensors of `inner` under the names that `rename` gives; those without one are left out.
-    pub fn renamed(inner: Box<dyn TensorSource>, rename: impl Fn(&str) -> Option<String>) -> Self {
+    /// Tensors of `inner` under the names that `rename` gives; one tensor may have several, those without are left out.
+    pub fn renamed<N: IntoIterator<Item = String>>(
+        inner: Box<dyn TensorSource>,
+        rename: impl Fn(&str) -> N,
+    ) -> Self {
         let mut view = Self::new(inner);
         for info in view.inner.infos().to_vec() {
-            if let Some(name) = rename(&info.name) {
+            for name in rename(&info.name) {
                 let origin = Origin::Tensor(info.name.clone());
-                view.add(TensorInfo { name, ..info }, origin);
+                view.add(TensorInfo { name, ..info.clone() }, origin);
             }
         }
         view

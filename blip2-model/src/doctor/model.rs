@@ -9,8 +9,7 @@ use super::host::noise;
 use super::{Check, guarded};
 use crate::blip2::conditional::TokenBatch;
 use crate::blip2::{Blip2, Blip2Error};
-use crate::checkpoint::huggingface::keys;
-use crate::checkpoint::{DtypePolicy, inventory};
+use crate::checkpoint::{DtypePolicy, expected_tensors};
 use crate::config::{Blip2Config, Task};
 use crate::language::{LanguageConfig, LanguageModel, OptConfig, Prompt, T5Config};
 use crate::nn::{Context, Kernels, PadMask};
@@ -118,14 +117,12 @@ impl TensorSource for Synthetic {
 }
 
 fn build<B: Kernels>(config: Blip2Config, faulty: bool, device: &B::Device) -> Result<Blip2<B>, Blip2Error> {
-    let table = keys(&config);
-    let parameters = inventory(&Blip2::<B>::new(config.clone(), device)?);
-    let infos = parameters
+    let infos = expected_tensors(&Blip2::<B>::new(config.clone(), device)?)
         .into_iter()
-        .map(|parameter| TensorInfo {
-            name: table.name(&parameter.path).unwrap_or(parameter.path),
+        .map(|tensor| TensorInfo {
+            name: tensor.name,
             dtype: DType::F32,
-            shape: parameter.shape,
+            shape: tensor.shape,
         })
         .collect();
     let source = Synthetic { infos, faulty };

@@ -16,6 +16,7 @@ use crate::nn::{Context, Kernels};
 mod beam;
 mod error;
 mod options;
+pub mod overrides;
 mod presets;
 pub mod processors;
 pub mod ranking;

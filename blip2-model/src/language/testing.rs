@@ -8,6 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{AnyLanguageModel, KeyTable, LanguageConfig, LanguageModel, Prompt};
+use crate::module_path::ModulePath;
 use crate::nn::{Context, Kernels, PadMask};
 
 /// Largest absolute difference allowed to f32 results of PyTorch: the order of summation differs.
@@ -109,7 +110,7 @@ impl Fixture {
             Some((path, convert(key, self.data(name))))
         });
         let mut loader = Loader {
-            stack: Vec::new(),
+            path: ModulePath::default(),
             weights: weights.collect(),
         };
         let model = config.init(&B::Device::default()).unwrap().map(&mut loader);
@@ -119,27 +120,22 @@ impl Fixture {
 }
 
 struct Loader {
-    stack: Vec<String>,
+    path: ModulePath,
     weights: BTreeMap<String, TensorData>,
 }
 
 impl<B: Kernels> ModuleMapper<B> for Loader {
     fn enter_module(&mut self, name: &str, container: &str) {
-        // the variant of an enum is no part of the path
-        if !container.starts_with("Enum:") {
-            self.stack.push(name.to_string());
-        }
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.stack.pop();
-        }
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         assert!(!param.is_initialized(), "allocated before loading");
-        let path = self.stack.join(".");
+        let path = self.path.name();
         let data = self.weights.remove(&path);
         let data = data.unwrap_or_else(|| panic!("nothing for {path}"));
         assert_eq!(data.shape, param.lazy_shape(), "{path}");

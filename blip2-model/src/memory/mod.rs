@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::blip2::{Blip2, Blip2Error};
 use crate::checkpoint::apply::burn_dtype;
 use crate::checkpoint::policy::T5InHalf;
-use crate::checkpoint::{DtypePolicy, Part, inventory};
+use crate::checkpoint::{DtypePolicy, Part, expected_tensors};
 use crate::config::Blip2Config;
 use crate::language::LanguageConfig;
 use crate::nn::Kernels;
@@ -112,12 +112,10 @@ pub fn predict<B: Kernels>(
     let mut weights = BTreeMap::new();
     let mut parameters = 0;
     let mut llm_dtype = work.stored;
-    for parameter in inventory(&model) {
-        let name = keys.name(&parameter.path);
-        let dtype = name.and_then(|name| {
-            let mut names = std::iter::once(name.clone()).chain(keys.alias_of(&name));
-            names.find_map(|name| stored.get(name.as_str()).copied())
-        });
+    for parameter in expected_tensors(&model) {
+        let name = parameter.name.clone();
+        let mut names = std::iter::once(name).chain(keys.alias_of(&parameter.name));
+        let dtype = names.find_map(|name| stored.get(name.as_str()).copied());
         let stored = dtype.unwrap_or(work.stored);
         let kept = keep(policy.resolve(&parameter.path, parameter.shape.len(), stored));
         let part = Part::of(&parameter.path);

@@ -13,6 +13,11 @@ const LANGUAGE: [&str; 4] = ["language_model.", "opt_model.", "t5_model.", "llm_
 const SAMPLES: usize = 8;
 const SAMPLE: usize = 64;
 
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SHA-256 over everything but the language model.
 pub fn vision_and_bridge(source: &dyn TensorSource) -> Result<[u8; 32]> {
     let mut infos: Vec<_> = source

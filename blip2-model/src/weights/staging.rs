@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::error::{Result, WeightsError};
+use crate::atomic;
 
 /// A file being written under a temporary name in the folder of its destination. Dropped without
 /// [`commit`](Self::commit), it is removed.
@@ -19,15 +20,7 @@ pub(crate) struct StagedFile {
 
 impl StagedFile {
     pub fn create(dest: &Path) -> Result<Self> {
-        let folder = folder_of(dest);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(".tmp");
-        // as for any new file: what the umask leaves
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder
-            .tempfile_in(folder)
-            .map_err(|e| WeightsError::io(dest, e))?;
+        let file = atomic::beside(dest).map_err(|e| WeightsError::io(dest, e))?;
         Ok(Self {
             dest: dest.to_owned(),
             file: BufWriter::with_capacity(1 << 20, file),
@@ -104,17 +97,10 @@ impl FinishedFile {
         file.persist(&dest)
             .map_err(|e| WeightsError::io(&dest, e.error))?;
         // the rename itself must reach the disk; where a folder cannot be opened (Windows) the system sees to it
-        if let Ok(folder) = File::open(folder_of(&dest)) {
+        if let Ok(folder) = File::open(atomic::folder_of(&dest)) {
             let _ = folder.sync_all();
         }
         Ok(dest)
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }
 

@@ -135,11 +135,11 @@ fn run_on<B: Kernels>(args: &CapFiltArgs, set: &ShardSet, device: &B::Device) ->
     let mut generation =
         args.generation
             .options(captioner.generation.as_ref(), captioner.architecture()?, false);
-    if args.generation.num_beams.is_none() && args.synthetic > 1 {
+    if args.generation.overrides.num_beams.is_none() && args.synthetic > 1 {
         // nucleus sampling, as BLIP's captioner: beams would give ten times nearly the same
         (generation.do_sample, generation.num_beams) = (true, 1);
-        generation.top_p = args.generation.top_p.unwrap_or(0.9);
-        generation.top_k = args.generation.top_k.unwrap_or(0);
+        generation.top_p = args.generation.overrides.top_p.unwrap_or(0.9);
+        generation.top_k = args.generation.overrides.top_k.unwrap_or(0);
     }
     let config = CapFiltConfig {
         synthetic: args.synthetic,

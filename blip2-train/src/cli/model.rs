@@ -32,9 +32,8 @@ pub struct DeviceArgs {
 impl DeviceArgs {
     /// The folder of `model`: a path, or downloaded if it is a hub id.
     pub fn folder(&self, model: &str) -> Result<PathBuf> {
-        let path = Path::new(model);
-        if path.exists() || model.starts_with(['.', '/']) || model.matches('/').count() != 1 {
-            return Ok(path.to_path_buf());
+        if hub::is_local(model) {
+            return Ok(PathBuf::from(model));
         }
         let id = model
             .parse::<hub::HubId>()

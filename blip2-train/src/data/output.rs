@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use blip2_model::atomic;
 use tempfile::NamedTempFile;
 
 use super::sample::DataError;
@@ -17,17 +18,9 @@ pub struct AtomicFile {
 impl AtomicFile {
     /// Starts writing beside `path`; folders are made.
     pub fn create(path: &Path) -> Result<Self, DataError> {
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = atomic::folder_of(path);
         std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(".partial");
-        // the usual rights of a new file, not the private ones of a temporary
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-        let file = builder.tempfile_in(folder).map_err(DataError::io(folder))?;
+        let file = atomic::beside(path).map_err(DataError::io(folder))?;
         Ok(Self {
             path: path.to_owned(),
             file: BufWriter::with_capacity(1 << 20, file),
@@ -39,10 +32,9 @@ impl AtomicFile {
         let failed = DataError::io(&self.path);
         let finish = || {
             let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path).map_err(|e| e.error)
+            atomic::keep(file, &self.path)
         };
-        finish().map(drop).map_err(failed)
+        finish().map_err(failed)
     }
 
     /// The error type for a failed write to this file.

@@ -10,9 +10,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::hash::Hash;
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 use std::path::Path;
 
+use blip2_model::atomic;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -111,20 +112,7 @@ pub fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), EvalEr
 /// # Errors
 /// [`EvalError::File`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let fault = || EvalError::file(path);
-    let mut builder = tempfile::Builder::new();
-    // the usual rights of a new file, not the private ones of a temporary
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    let mut file = builder.tempfile_in(folder).map_err(fault())?;
-    file.write_all(bytes).map_err(fault())?;
-    file.as_file().sync_all().map_err(fault())?;
-    file.persist(path).map_err(|e| fault()(e.error))?;
-    Ok(())
+    atomic::write(path, bytes).map_err(EvalError::file(path))
 }
 
 /// Puts the processes' predictions together, in their order; of two with the same id the first stays.

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use blip2_model::checkpoint::Companions;
+use blip2_model::checkpoint::companions::QFORMER_TOKENIZER;
 use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::processor::ImageProcessorConfig;
@@ -12,7 +14,7 @@ use blip2_model::weights::{DType, TensorBytes, TensorInfo, TensorSource, Weights
 use burn::tensor::backend::Backend;
 use serde_json::{Value, json};
 
-use super::tokens::{Found as Tokens, QFORMER, Tokenizers};
+use super::tokens::{Found as Tokens, Tokenizers};
 use super::train::LoraSection;
 use super::weights::Assembly;
 use super::{Recipe, RecipeError, StageKind};
@@ -21,17 +23,6 @@ use crate::run::guard::write_atomically;
 
 /// Prefix of the language model in a BLIP-2 file.
 const LANGUAGE: &str = "language_model.";
-/// Tokenizer files that are copied where they exist.
-const TOKENIZER_FILES: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-];
-
 /// Writes `found` into `out`. `dtype` is that of every tensor; without it frozen parts keep theirs and trained
 /// ones are f32. Returns the files of weights.
 pub fn export<B: Backend>(
@@ -115,7 +106,14 @@ fn write_settings(
     }
     if let Some(tokens) = &tokenizers.qformer {
         let beside = tokenizers.language.is_some();
-        copy_tokenizer(tokens, &if beside { out.join(QFORMER) } else { out.to_owned() })?;
+        copy_tokenizer(
+            tokens,
+            &if beside {
+                out.join(QFORMER_TOKENIZER)
+            } else {
+                out.to_owned()
+            },
+        )?;
     }
     let size = config.vision_config.image_size() as u32;
     json_file(
@@ -147,15 +145,7 @@ fn generation(language: &LanguageConfig) -> Value {
 }
 
 fn copy_tokenizer(tokens: &Tokens, out: &Path) -> Result<(), RecipeError> {
-    std::fs::create_dir_all(out).map_err(RecipeError::io(out))?;
-    for name in TOKENIZER_FILES {
-        let from = tokens.folder.join(name);
-        if from.is_file() {
-            let bytes = std::fs::read(&from).map_err(RecipeError::io(&from))?;
-            let path = out.join(name);
-            write_atomically(&path, &bytes).map_err(RecipeError::io(&path))?;
-        }
-    }
+    Companions::tokenizer_of(&tokens.folder).write(out)?;
     Ok(())
 }
 

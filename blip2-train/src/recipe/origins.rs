@@ -1,58 +1,17 @@
 //! Places that weights come from, all seen under the names of Hugging Face's BLIP-2 files.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blip2_model::checkpoint::lavis;
+use blip2_model::checkpoint::view::View;
 use blip2_model::language::{KeyTable, LanguageConfig};
-use blip2_model::weights::{TensorBytes, TensorInfo, TensorSource, WeightsError, checkpoint_dir};
+use blip2_model::weights::{TensorInfo, TensorSource, checkpoint_dir};
 
 use super::RecipeError;
 use super::architecture::place;
 use crate::run::CheckpointStore;
 use crate::run::checkpoint::Found;
-
-/// Tensors of another source under other names; one tensor may have several.
-pub struct Renamed {
-    inner: Arc<dyn TensorSource>,
-    infos: Vec<TensorInfo>,
-    origin: HashMap<String, String>,
-}
-
-impl Renamed {
-    /// `rename` gives the new names of a tensor; none leaves it out.
-    pub fn new(inner: Arc<dyn TensorSource>, rename: impl Fn(&str) -> Vec<String>) -> Self {
-        let (mut infos, mut origin) = (Vec::new(), HashMap::new());
-        for info in inner.infos() {
-            for name in rename(&info.name) {
-                if origin.insert(name.clone(), info.name.clone()).is_none() {
-                    infos.push(TensorInfo { name, ..info.clone() });
-                }
-            }
-        }
-        Self { inner, infos, origin }
-    }
-}
-
-impl TensorSource for Renamed {
-    fn path(&self) -> &Path {
-        self.inner.path()
-    }
-
-    fn infos(&self) -> &[TensorInfo] {
-        &self.infos
-    }
-
-    fn get(&self, name: &str) -> Result<TensorBytes, WeightsError> {
-        self.inner.get(self.origin.get(name).map_or(name, String::as_str))
-    }
-
-    fn release(&self, name: &str) {
-        self.inner
-            .release(self.origin.get(name).map_or(name, String::as_str));
-    }
-}
 
 /// Which of its tensors a place contributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,14 +53,14 @@ pub fn open(
 ) -> Result<Arc<dyn TensorSource>, RecipeError> {
     let folder = weights_folder(&place(text)?)?;
     let opened = checkpoint_dir::open(&folder)?;
-    let source: Arc<dyn TensorSource> = match naming(opened.source.as_ref()) {
-        _ if role == Role::Bert => Arc::new(Renamed::new(opened.source.into(), bert_names)),
-        Naming::HuggingFace => opened.source.into(),
-        Naming::Lavis => Arc::new(lavis::first_blocks(opened.source, vision_layers)),
+    let source: Box<dyn TensorSource> = match naming(opened.source.as_ref()) {
+        _ if role == Role::Bert => Box::new(View::renamed(opened.source, bert_names)),
+        Naming::HuggingFace => opened.source,
+        Naming::Lavis => Box::new(lavis::first_blocks(opened.source, vision_layers)),
         // an encoder as transformers saves it alone (DINOv2); its last norm becomes the start of `ln_vision`
         Naming::Other if role == Role::Vision => {
-            let inside = |name: &str| vec![format!("vision_model.{name}")];
-            Arc::new(Renamed::new(opened.source.into(), inside))
+            let inside = |name: &str| Some(format!("vision_model.{name}"));
+            Box::new(View::renamed(opened.source, inside))
         }
         Naming::Other => {
             let table = language.map(KeyTable::of);
@@ -109,14 +68,12 @@ pub fn open(
                 let path = table.as_ref().and_then(|table| table.path(name));
                 let name = path.and_then(|path| table.as_ref()?.name(&path));
                 name.map(|name| format!("language_model.{name}"))
-                    .into_iter()
-                    .collect()
             };
-            Arc::new(Renamed::new(opened.source.into(), alone))
+            Box::new(View::renamed(opened.source, alone))
         }
     };
-    let keep = |name: &str| role.wants(name).then(|| name.to_string()).into_iter().collect();
-    Ok(Arc::new(Renamed::new(source, keep)))
+    let keep = |name: &str| role.wants(name).then(|| name.to_string());
+    Ok(Arc::new(View::renamed(source, keep)))
 }
 
 /// For a run, its best checkpoint, else its newest; for anything else, itself.

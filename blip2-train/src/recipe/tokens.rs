@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use blip2_model::checkpoint::companions::QFORMER_TOKENIZER;
 use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::processor::{TextTokenizer, TokenizerKind};
@@ -11,8 +12,6 @@ use super::{Recipe, RecipeError, StageKind};
 
 /// Files of which one makes a folder that of a tokenizer.
 const FILES: [&str; 3] = ["tokenizer.json", "vocab.txt", "vocab.json"];
-/// Where a folder with two tokenizers keeps the Q-Former's.
-pub const QFORMER: &str = "qformer_tokenizer";
 
 /// A tokenizer and its files.
 #[derive(Clone, Debug)]
@@ -68,7 +67,7 @@ impl Tokenizers {
                 let mut places = vec![model.qformer_tokenizer.as_deref(), model.qformer_from.as_deref()];
                 places.extend(model.bridge_from.iter().map(Some));
                 places.push(model.base.as_deref());
-                let inside = [QFORMER, "export/qformer_tokenizer", "", "export"];
+                let inside = [QFORMER_TOKENIZER, "export/qformer_tokenizer", "", "export"];
                 let rows = config.qformer_config.vocab_size;
                 Some(find(
                     &places,

@@ -1,5 +1,6 @@
 //! Digests of frozen parts, so that a resumed run notices when the weights under it have changed.
 
+pub use blip2_model::weights::fingerprint::hex;
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use sha2::{Digest, Sha256};
@@ -17,11 +18,6 @@ pub fn module_digest<B: Backend, M: Module<B>>(module: &M) -> String {
         hash.update(data.as_bytes());
     }
     hex(&hash.finalize())
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What is written down when loss or gradients stop being finite: enough to find the samples.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use blip2_model::atomic;
 use serde::Serialize;
 
 use super::RunError;
@@ -40,20 +40,8 @@ pub fn write(folder: &Path, report: &Report<'_>) -> Result<PathBuf, RunError> {
     Ok(path)
 }
 
-/// Temporary file in the same folder, synced, renamed.
+/// Writes a file whole or not at all; folders are made.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".tmp");
-    // readable by others as far as the umask allows, as any file that a program writes
-    #[cfg(unix)]
-    let permissions = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666);
-    #[cfg(unix)]
-    builder.permissions(permissions);
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    std::fs::create_dir_all(atomic::folder_of(path))?;
+    atomic::write(path, bytes)
 }

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 
+use blip2_model::module_path::ModulePath;
 use burn::module::{Initializer, Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::initial::{Draw, initialise};
-use crate::params::{self, ParamInfo, Path};
+use crate::params::{self, ParamInfo};
 
 /// Options of a set of adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,7 +111,7 @@ impl<B: Backend> Adapters<B> {
     pub fn apply<M: Module<B>>(&self, module: &M) -> M {
         let pairs = self.targets.iter().map(String::as_str).zip(&self.pairs);
         module.clone().map(&mut Apply {
-            path: Path::default(),
+            path: ModulePath::default(),
             pairs: pairs.collect(),
             scale: self.scale,
         })
@@ -136,7 +137,7 @@ pub struct NoTargets {
 }
 
 struct Apply<'a, B: Backend> {
-    path: Path,
+    path: ModulePath,
     pairs: BTreeMap<&'a str, &'a Adapter<B>>,
     scale: f64,
 }

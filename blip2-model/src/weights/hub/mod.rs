@@ -9,7 +9,7 @@ mod http;
 mod settings;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use self::cache::RepoCache;
@@ -18,6 +18,11 @@ pub use self::settings::HubSettings;
 use super::checkpoint_dir::{COMPANION_FILES, WEIGHT_FILES};
 use super::error::{Result, WeightsError};
 use super::sharded::ShardIndex;
+
+/// Whether a model's name is a path on this machine, there or not, rather than an id of the form `ORG/NAME`.
+pub fn is_local(name: &str) -> bool {
+    Path::new(name).exists() || name.starts_with(['.', '/']) || name.matches('/').count() != 1
+}
 
 /// A model on the hub: `ORG/NAME` or `NAME`, optionally `@REVISION` (branch, tag or commit).
 #[derive(Debug, Clone, PartialEq, Eq)]

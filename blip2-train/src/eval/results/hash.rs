@@ -1,16 +1,16 @@
 //! SHA-256 of what an evaluation depends on.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use blip2_model::weights::fingerprint::hex;
 use sha2::{Digest, Sha256};
 
 use crate::eval::EvalError;
 
 /// SHA-256 of bytes, as hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(bytes))
+    hex(&Sha256::digest(bytes))
 }
 
 /// SHA-256 of a file, read in pieces.
@@ -20,13 +20,8 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub fn sha256_file(path: &Path) -> Result<String, EvalError> {
     let mut file = File::open(path).map_err(EvalError::file(path))?;
     let mut hash = Sha256::new();
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut piece).map_err(EvalError::file(path))? {
-            0 => return Ok(hexadecimal(&hash.finalize())),
-            n => hash.update(&piece[..n]),
-        }
-    }
+    std::io::copy(&mut file, &mut hash).map_err(EvalError::file(path))?;
+    Ok(hex(&hash.finalize()))
 }
 
 /// SHA-256 over several files: of the lines `hash name`, in the order given. One file gives its own hash.
@@ -51,8 +46,4 @@ pub fn sha256_files(files: &[PathBuf]) -> Result<String, EvalError> {
         .map(line)
         .collect::<Result<Vec<_>, EvalError>>()?;
     Ok(sha256(lines.concat().as_bytes()))
-}
-
-fn hexadecimal(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
