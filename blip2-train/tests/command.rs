@@ -63,7 +63,6 @@ fn shard(dir: &Path) -> String {
     append("again.txt".into(), b"an apple, red");
     append("torn.png".into(), &picture("boat")[..200]);
     append("torn.txt".into(), b"half a boat");
-    drop(append);
     tar.finish().expect("finish");
     path.to_string_lossy().into_owned()
 }

@@ -76,7 +76,9 @@ fn last(folder: &Path, name: &str) -> f64 {
     let rows = text
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    rows.filter_map(|row| row.get(name)?.as_f64()).last().unwrap()
+    rows.filter_map(|row| row.get(name)?.as_f64())
+        .next_back()
+        .unwrap()
 }
 
 /// Caption and picture of every sample of the shard.

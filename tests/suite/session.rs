@@ -197,7 +197,7 @@ fn decoding_with_a_cache_is_decoding_without<B: Kernels>(device: &B::Device) {
             let text = session.tokenize_prompts(&[prompt]).expect("ids");
             let prompt = session.model.prompt(soft, &text).expect("a prompt");
             let mask = PadMask::ones(1, tokens.len());
-            let logits = language.teacher_forced(prompt, &[tokens.clone()], &mask, &ctx);
+            let logits = language.teacher_forced(prompt, std::slice::from_ref(&tokens), &mask, &ctx);
             let vocab = logits.dims()[2];
             let logits: Vec<f32> = logits.into_data().convert::<f32>().to_vec().expect("f32");
             let eos = &session.generation.as_ref().expect("settings").eos_token_ids;

@@ -97,7 +97,7 @@ pub fn compare_trace(
         worst.push((name.clone(), max_diff(&got, &want)));
         compared += 1;
     }
-    let bad: Vec<_> = worst.iter().filter(|(_, d)| !(*d <= bound)).collect();
+    let bad: Vec<_> = worst.iter().filter(|(_, d)| d.is_nan() || *d > bound).collect();
     assert!(bad.is_empty(), "{label}: above {bound}: {bad:?}");
     compared
 }

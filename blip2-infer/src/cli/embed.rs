@@ -105,7 +105,10 @@ impl Verb for TraceArgs {
         match model.language.is_some() {
             true => {
                 let soft = model.soft_tokens(&image, &ctx)?;
-                let prompt = model.prompt(soft, &session.tokenize_prompts(&[self.prompt.clone()])?)?;
+                let prompt = model.prompt(
+                    soft,
+                    &session.tokenize_prompts(std::slice::from_ref(&self.prompt))?,
+                )?;
                 let (_, logits) = model.language()?.prefill(prompt, 1, &ctx);
                 ctx.record("logits", &logits);
             }

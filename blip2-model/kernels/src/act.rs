@@ -58,7 +58,7 @@ per_level! {
     fn scale_by_derivative(act: Act, x: &[f32], grad: &mut [f32]) = derivative_body;
 }
 
-const SQRT_8_OVER_PI: f32 = 1.595_769_1;
+const SQRT_8_OVER_PI: f32 = 1.595_769;
 const INV_SQRT_2PI: f32 = 0.398_942_3;
 const CUBIC: f32 = 0.044_715;
 

@@ -56,7 +56,7 @@ pub fn erf<const FMA: bool>(x: f32) -> f32 {
     let s = x * x;
     let mut small = 8.316_773e-5;
     small = fma::<FMA>(small, s, -8.130_012e-4);
-    small = fma::<FMA>(small, s, 5.199_906_7e-3);
+    small = fma::<FMA>(small, s, 5.199_907e-3);
     small = fma::<FMA>(small, s, -2.685_894_2e-2);
     small = fma::<FMA>(small, s, 1.128_368_7e-1);
     small = fma::<FMA>(small, s, -3.761_263_3e-1);

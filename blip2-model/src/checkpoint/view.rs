@@ -222,7 +222,7 @@ pub(super) mod tests {
 
     impl Memory {
         /// From names, shapes and values.
-        pub fn new(tensors: &[(&str, &[usize], &[f32])]) -> Box<dyn TensorSource> {
+        pub fn boxed(tensors: &[(&str, &[usize], &[f32])]) -> Box<dyn TensorSource> {
             let mut all = Self(Vec::new(), HashMap::new());
             for (name, shape, values) in tensors {
                 let bytes = TensorBytes::from_f32(shape.to_vec(), values.to_vec()).unwrap();
@@ -263,7 +263,10 @@ pub(super) mod tests {
 
     #[test]
     fn pieces_are_joined_and_rows_cut_out() {
-        let mut view = View::new(Memory::new(&[("q", &[2], &[1.0, 2.0]), ("v", &[2], &[3.0, 4.0])]));
+        let mut view = View::new(Memory::boxed(&[
+            ("q", &[2], &[1.0, 2.0]),
+            ("v", &[2], &[3.0, 4.0]),
+        ]));
         let pieces = vec![
             Piece::Tensor("q".into()),
             Piece::Zeros(2),
@@ -290,8 +293,8 @@ pub(super) mod tests {
     #[test]
     fn the_first_source_wins() {
         let (a, b) = (
-            Memory::new(&[("x", &[1], &[1.0])]),
-            Memory::new(&[("x", &[1], &[2.0]), ("y", &[1], &[3.0])]),
+            Memory::boxed(&[("x", &[1], &[1.0])]),
+            Memory::boxed(&[("x", &[1], &[2.0]), ("y", &[1], &[3.0])]),
         );
         let both = Merged::new(vec![a, b]);
         assert_eq!(both.infos().len(), 2);

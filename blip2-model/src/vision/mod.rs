@@ -156,6 +156,8 @@ impl VisionConfig {
 }
 
 /// One of the known encoders, chosen by the checkpoint.
+// one value per model, and a boxed variant would not be a burn module
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum AnyEncoder<B: Backend> {
     /// EVA-CLIP ViT.

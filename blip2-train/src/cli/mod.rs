@@ -51,7 +51,7 @@ enum Command {
     /// Look at, check, convert and measure data sets
     Data(data::DataArgs),
     /// Measure a model: published metrics from a model folder and a data set
-    Eval(eval::EvalArgs),
+    Eval(Box<eval::EvalArgs>),
 }
 
 /// A result on standard output, as JSON or as text.
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::report(&args),
         Command::ImportLavis(args) => report::import(&args),
         Command::Data(args) => data::run(args),
-        Command::Eval(args) => eval::run(args),
+        Command::Eval(args) => eval::run(*args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -98,8 +98,7 @@ impl Unique {
     /// `name`, or `name-2`, `name-3`, ...
     pub fn of(&mut self, name: String) -> String {
         let mut candidate = name.clone();
-        loop {
-            let Some(count) = self.0.get_mut(&name) else { break };
+        while let Some(count) = self.0.get_mut(&name) {
             *count += 1;
             candidate = format!("{name}-{count}");
             if !self.0.contains_key(&candidate) {

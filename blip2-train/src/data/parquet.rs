@@ -150,10 +150,11 @@ impl ParquetShard {
 
     /// The next sample; `Ok(None)` for one passed over because it is not `wanted`. A damaged page ends the file.
     pub fn next_sample(&mut self, wanted: bool) -> Option<Result<Option<Sample>, Skipped>> {
-        if self.ready[0].is_empty() && self.failed.is_none() {
-            if let Err(source) = guarded(|| self.fill()) {
-                self.stop(&source);
-            }
+        if self.ready[0].is_empty()
+            && self.failed.is_none()
+            && let Err(source) = guarded(|| self.fill())
+        {
+            self.stop(&source);
         }
         let key = self.row.to_string();
         if self.ready[0].is_empty() {

@@ -41,13 +41,11 @@ impl ShardSet {
         let path = &self.paths[index];
         #[cfg(feature = "parquet")]
         if is_parquet(path) {
-            return Ok(ShardReader::Parquet(ParquetShard::open(
-                path,
-                &self.parquet,
-                position,
-            )?));
+            let shard = ParquetShard::open(path, &self.parquet, position)?;
+            return Ok(ShardReader::Parquet(Box::new(shard)));
         }
-        Ok(ShardReader::Tar(AnyTarShard::open(path, &self.tar, position)?))
+        let shard = AnyTarShard::open(path, &self.tar, position)?;
+        Ok(ShardReader::Tar(Box::new(shard)))
     }
 }
 
@@ -68,10 +66,10 @@ fn is_parquet(path: &Path) -> bool {
 #[non_exhaustive]
 pub enum ShardReader {
     /// WebDataset tar.
-    Tar(AnyTarShard),
+    Tar(Box<AnyTarShard>),
     /// Parquet rows.
     #[cfg(feature = "parquet")]
-    Parquet(ParquetShard),
+    Parquet(Box<ParquetShard>),
 }
 
 impl ShardReader {

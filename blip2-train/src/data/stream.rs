@@ -246,7 +246,9 @@ fn resolve(shards: u64, split: Split, order: Order) -> (Order, u32) {
     let workers = u64::from(split.workers).clamp(1, (shards / world).max(1));
     let slots = world * workers;
     let split_by = match order.split_by {
-        SplitBy::Auto if !order.resample && shards % slots != 0 && shards < 4 * slots => SplitBy::Sample,
+        SplitBy::Auto if !order.resample && !shards.is_multiple_of(slots) && shards < 4 * slots => {
+            SplitBy::Sample
+        }
         SplitBy::Auto => SplitBy::Shard,
         given => given,
     };

@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_encoder_file_loses_its_last_block_and_its_heads() {
-        let file = Memory::new(&[
+        let file = Memory::boxed(&[
             ("cls_token", &[1, 1, 2], &[1.0, 2.0]),
             ("patch_embed.proj.weight", &[1], &[0.0]),
             ("blocks.0.attn.q_bias", &[2], &[1.0, 2.0]),
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_head_from_before_dec_gets_its_row() {
-        let file = Memory::new(&[
+        let file = Memory::boxed(&[
             (WORD_TABLE, &[3, 1], &[0.0; 3]),
             (HEAD_BIAS, &[2], &[4.0, 5.0]),
             ("Qformer.cls.predictions.decoder.bias", &[2], &[4.0, 5.0]),
@@ -284,13 +284,13 @@ mod tests {
         let family = Family::of(&Blip2Config::from_json("{}").unwrap()).unwrap();
         let bias = "vision_model.encoder.layers.0.self_attn.qkv.bias";
         for (key, count) in [(0.0, 2), (9.0, 3)] {
-            let file = Memory::new(&[(bias, &[3], &[1.0, key, 2.0])]);
+            let file = Memory::boxed(&[(bias, &[3], &[1.0, key, 2.0])]);
             let lavis = under_lavis_names(file, family, true).unwrap();
             assert_eq!(lavis.infos().len(), count);
             let back = under_huggingface_names(Box::new(lavis));
             assert_eq!(back.get(bias).unwrap().to_f32_vec().unwrap(), [1.0, key, 2.0]);
         }
-        let file = Memory::new(&[("classifier.weight", &[1], &[0.0])]);
+        let file = Memory::boxed(&[("classifier.weight", &[1], &[0.0])]);
         let refused = under_lavis_names(file, family, true).err().unwrap().to_string();
         assert!(refused.contains("classifier.weight"), "{refused}");
     }
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn trained_parts_alone_are_what_lavis_publishes() {
         let family = Family::of(&Blip2Config::from_json("{}").unwrap()).unwrap();
-        let file = Memory::new(&[
+        let file = Memory::boxed(&[
             ("query_tokens", &[1, 1, 1], &[0.0]),
             ("vision_model.post_layernorm.weight", &[1], &[0.0]),
             ("vision_model.embeddings.class_embedding", &[1, 1, 1], &[0.0]),

@@ -32,7 +32,7 @@ pub enum DataCommand {
     /// Measure how many images per second the training loader delivers.
     Bench(BenchArgs),
     /// Caption web pictures, score all captions, keep the best: from shards to shards (BLIP's CapFilt).
-    Capfilt(CapFiltArgs),
+    Capfilt(Box<CapFiltArgs>),
 }
 
 /// Which data set, and how to read it.
