@@ -20,6 +20,7 @@ pub mod module_path;
 pub mod nn;
 pub mod processor;
 pub mod qformer;
+pub mod sentence;
 pub mod session;
 pub mod untrusted;
 pub mod vision;

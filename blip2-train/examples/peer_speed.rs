@@ -119,6 +119,7 @@ impl Worker {
                 let request = Request {
                     image: image.to_string(),
                     prompt: String::new(),
+                    question: String::new(),
                     options: GenerateOptions {
                         max_new_tokens: tokens,
                         num_beams: beams,

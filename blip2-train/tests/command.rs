@@ -4,6 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use blip2_model::backend::Flex;
+use blip2_model::checkpoint::DtypePolicy;
+use blip2_model::generate::GenerateOptions;
+use blip2_model::session::{Request, Session};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> String {
@@ -523,4 +527,94 @@ fn bad_input_is_named_and_exits_with_two() {
     eval("vqa", &place.shard, &opt, &[], "questions");
     eval("itm", &place.shard, &itm, &["--negatives", "0"], "--negatives");
     refused(&["eval", "merge", &place.text("nowhere")], "nowhere");
+}
+
+#[test]
+fn an_error_says_its_cause_once() {
+    let out = call(&["train", "no-such.toml"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{text}");
+    assert_eq!(text.matches("no-such.toml").count(), 1, "{text}");
+    assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+}
+
+/// Trained with the question in the Q-Former, exported, and evaluated: the answers are those of a session, which
+/// `blip2 vqa` is, given the same words.
+#[test]
+fn an_evaluation_answers_as_a_session_with_the_question_in_the_q_former() {
+    let place = Place::new();
+    let (opt, itm) = (fixture("parity/opt"), fixture("parity/itm"));
+    let config = std::fs::read_to_string(format!("{opt}/config.json")).expect("read");
+    let config = config.replace("\"vocab_size\": 97", "\"vocab_size\": 321");
+    std::fs::write(place.at("config.json"), config).expect("written");
+    let (data, images) = (questions(&place), fixture("parity/images"));
+    let recipe = format!(
+        "stage = \"stage2\"\n[model]\nconfig = \"{}\"\nvision_from = \"{opt}\"\nlanguage_from = \"{opt}\"\n\
+         bridge_from = [\"{opt}\"]\nqformer_tokenizer = \"{itm}\"\nqformer_text_input = true\n\
+         [stage2]\ntask = \"answer\"\ntemplate = \"Question: {{}} Answer:\"\n\
+         [data]\nmax_txt_len = 24\n[[data.train]]\npath = \"{data}\"\nimages = \"{images}\"\n\
+         [train]\nbatch_size = 3\n[schedule]\nmax_iters = 4\nwarmup_steps = 0\ninit_lr = 1e-2\n",
+        place.text("config.json")
+    );
+    std::fs::write(place.at("recipe.toml"), recipe).expect("written");
+    let (run, out) = (place.text("run"), place.text("answers"));
+    let trained = call(&["train", &place.text("recipe.toml"), "--out", &run]);
+    assert!(
+        trained.status.success(),
+        "{}",
+        String::from_utf8_lossy(&trained.stderr)
+    );
+    let model = place.at("run").join("export");
+    let args = [
+        "eval",
+        "vqa",
+        &data,
+        "--images",
+        &images,
+        "--model",
+        model.to_str().expect("UTF-8"),
+        "--out",
+        &out,
+        "--json",
+        "--prompt",
+        "Question: {} Answer:",
+        "--min-new-tokens",
+        "5",
+    ];
+    let report = ok(&args);
+    let options: GenerateOptions =
+        serde_json::from_value(report["config"]["answers"]["generate"].clone()).expect("options");
+    assert_eq!(report["config"]["clean"], true);
+    let predictions = read(Path::new(&out), "predictions.json");
+
+    let session = Session::<Flex>::open(&model, DtypePolicy::default(), false, &Default::default());
+    let session = session.unwrap_or_else(|e| panic!("{e}"));
+    let asked = [
+        ("boat", "what is this?"),
+        ("boat", "what colour is the water?"),
+        ("house", "how many?"),
+    ];
+    for ((image, question), line) in asked.iter().zip(predictions.as_array().expect("list")) {
+        let image = format!("{images}/{image}.png");
+        let picture = Session::<Flex>::read_image(Path::new(&image)).expect("a picture");
+        let mut request = Request {
+            image,
+            prompt: format!("Question: {question} Answer:"),
+            question: question.to_string(),
+            options: options.clone(),
+        };
+        let answers = session.answer(std::slice::from_ref(&picture), std::slice::from_ref(&request));
+        assert_eq!(
+            line["answer"],
+            answers.expect("an answer")[0].outputs[0].text,
+            "{question}"
+        );
+        // the text matters: without it the same prompt has another likelihood
+        let candidates = ["boat".to_string()];
+        let with = session.rank(&picture, &request, &candidates).expect("ranked");
+        request.question.clear();
+        let without = session.rank(&picture, &request, &candidates).expect("ranked");
+        let moved = with[0].log_likelihood - without[0].log_likelihood;
+        assert!(moved.abs() > 1e-4, "{question}: {moved:e}");
+    }
 }

@@ -146,6 +146,7 @@ fn both_stages_learn_eight_pictures_by_heart() {
         .map(|caption| Request {
             image: caption.clone(),
             prompt: String::new(),
+            question: String::new(),
             options: options.clone(),
         })
         .collect();

@@ -111,6 +111,7 @@ fn requests<B: Kernels>(session: &Session<B>, drawn: &[(usize, String, u8, u64)]
         .map(|(image, prompt, way, seed)| Request {
             image: image.to_string(),
             prompt: prompt.clone(),
+            question: String::new(),
             options: options(session, *way, *seed),
         })
         .collect()
@@ -187,6 +188,7 @@ fn decoding_with_a_cache_is_decoding_without<B: Kernels>(device: &B::Device) {
             let request = Request {
                 image: String::new(),
                 prompt: prompt.clone(),
+                question: String::new(),
                 options: options(&session, 0, 0),
             };
             let answer = session.answer(&picture, &[request]).expect("an answer");
@@ -290,6 +292,7 @@ fn every_dtype_of_every_part_runs<B: Kernels>(device: &B::Device) {
             let request = Request {
                 image: String::new(),
                 prompt: "a photo of".into(),
+                question: String::new(),
                 options: options(&session, 0, 0),
             };
             let answer = session.answer(&pictures, &[request]).expect("an answer");
@@ -305,6 +308,7 @@ fn too_long_a_prompt_is_an_error<B: Kernels>(device: &B::Device) {
     let request = Request {
         image: String::new(),
         prompt: "a photo of ".repeat(60),
+        question: String::new(),
         options: options(&session, 0, 0),
     };
     let error = session
@@ -334,6 +338,7 @@ fn threads_share_a_session() {
         let request = Request {
             image: i.to_string(),
             prompt: ["", "a photo of", "Question: how many boats Answer:"][i % 3].into(),
+            question: String::new(),
             options: options(&session, (i % 4) as u8, i as u64),
         };
         let answers = session

@@ -213,6 +213,7 @@ fn a_converted_folder_answers_as_the_lavis_checkpoint_does() {
             .map(|(image, prompt)| Request {
                 image: image.clone(),
                 prompt: prompt.clone(),
+                question: String::new(),
                 options: options.clone(),
             })
             .collect();

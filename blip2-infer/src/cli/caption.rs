@@ -72,7 +72,8 @@ impl Verb for CaptionArgs {
         }
         let interrupt = Interrupt::on_signals()?;
         let session = self.common.open::<B>(device)?;
-        let cache = self.common.cache(self.cache.as_deref())?;
+        let kept = cache::needed_to_answer(&session);
+        let cache = self.common.cache(self.cache.as_deref(), kept)?;
         let options = self
             .generation
             .options(session.generation.as_ref(), session.architecture()?, false);
@@ -90,6 +91,7 @@ impl Verb for CaptionArgs {
                     .map(|picture| Request {
                         image: picture.path.display().to_string(),
                         prompt: self.prompt.clone(),
+                        question: String::new(),
                         options: options.clone(),
                     })
                     .collect();

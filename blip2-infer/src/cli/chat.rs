@@ -56,10 +56,9 @@ impl Verb for ChatArgs {
 
     fn run<B: Kernels>(&self, device: &B::Device) -> Result<()> {
         let session = self.common.open::<B>(device)?;
-        let cache = self.common.cache(self.cache.as_deref())?;
-        let picture = pictures::read(&self.image, |hash| {
-            !cache.as_ref().is_some_and(|cache| cache.has(hash))
-        })?;
+        let kept = cache::needed_to_answer(&session);
+        let cache = self.common.cache(self.cache.as_deref(), kept)?;
+        let picture = pictures::read(&self.image, cache::wanted(cache.as_ref()))?;
         let (_, encoded) = cache::encode(&session, cache.as_ref(), vec![picture])?;
         let family = match session.model.language()? {
             AnyLanguageModel::T5(_) => PromptFamily::T5,
@@ -124,6 +123,7 @@ impl<B: Kernels> Chat<'_, B> {
         let request = Request {
             image: args.image.display().to_string(),
             prompt,
+            question: question.to_string(),
             options,
         };
         let mut failure = None;

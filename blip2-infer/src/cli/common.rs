@@ -12,7 +12,7 @@ use blip2_model::language::Architecture;
 use blip2_model::nn::Kernels;
 use clap::Args;
 
-use super::cache::{FeatureCache, model_hash};
+use super::cache::{FeatureCache, Kept, model_hash};
 use super::model;
 use super::parts::PartsArgs;
 use crate::Session;
@@ -84,8 +84,8 @@ impl CommonArgs {
     }
 
     /// The cache of encoded pictures below `root`, if one is asked for.
-    pub(super) fn cache(&self, root: Option<&Path>) -> Result<Option<FeatureCache>> {
-        root.map(|root| FeatureCache::open(root, &self.model_hash()?))
+    pub(super) fn cache(&self, root: Option<&Path>, kept: Kept) -> Result<Option<FeatureCache>> {
+        root.map(|root| FeatureCache::open(root, &self.model_hash()?, kept))
             .transpose()
     }
 

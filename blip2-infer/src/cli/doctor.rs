@@ -160,6 +160,7 @@ fn ask<B: Kernels>(folder: &Path, device: &B::Device) -> Result<ModelAnswer> {
     let request = Request {
         image: String::new(),
         prompt: "a photo of".into(),
+        question: String::new(),
         options,
     };
     let start = Instant::now();

@@ -11,7 +11,8 @@ use blip2_model::weights::{DType, TensorBytes, TensorInfo};
 use burn::tensor::TensorData;
 use clap::{Args, ValueEnum};
 
-use super::{CommonArgs, Verb};
+use super::cache::Kept;
+use super::{CommonArgs, Verb, cache, pictures};
 use crate::Session;
 
 /// What to embed.
@@ -38,6 +39,9 @@ pub struct EmbedArgs {
     /// File to write
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Keep the encoded picture in this folder, by content: another text then starts at the Q-Former
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -50,6 +54,9 @@ pub struct TraceArgs {
     /// Text for the language model
     #[arg(long, default_value = "")]
     prompt: String,
+    /// Text for the Q-Former, where the checkpoint's reads the question
+    #[arg(long, default_value = "")]
+    question: String,
     /// File to write
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
@@ -67,7 +74,11 @@ impl Verb for EmbedArgs {
         let ctx = Context::tracing();
         let image = match (&self.image, self.kind) {
             (Some(path), Kind::Image | Kind::Multimodal) => {
-                Some(session.encode(&[Session::<B>::read_image(path)?], &ctx)?)
+                let cache = self.common.cache(self.cache.as_deref(), Kept::Tokens)?;
+                let picture = pictures::read(path, cache::wanted(cache.as_ref()))?;
+                let (_, image) = cache::features(&session, cache.as_ref(), vec![picture])?;
+                ctx.record("vision.last_hidden_state", &image.embeds);
+                Some(image)
             }
             _ => None,
         };
@@ -104,7 +115,7 @@ impl Verb for TraceArgs {
         let model = &session.model;
         match model.language.is_some() {
             true => {
-                let soft = model.soft_tokens(&image, &ctx)?;
+                let soft = session.soft_tokens(&image, &[0], std::slice::from_ref(&self.question), &ctx)?;
                 let prompt = model.prompt(
                     soft,
                     &session.tokenize_prompts(std::slice::from_ref(&self.prompt))?,

@@ -8,6 +8,7 @@ use blip2_model::nn::{Context, Kernels};
 use clap::Args;
 use serde::Serialize;
 
+use super::cache::Kept;
 use super::interrupt::Interrupt;
 use super::{CommonArgs, Verb, cache, output, pictures};
 
@@ -32,6 +33,9 @@ pub struct MatchArgs {
     /// Pictures at a time
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
+    /// Keep encoded pictures in this folder, by content: another text then starts at the Q-Former
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -56,15 +60,15 @@ impl Verb for MatchArgs {
         let ctx = Context::eval();
         let texts = session.tokenize_texts(&self.texts, None)?;
         let count = self.texts.len();
+        let cache = self.common.cache(self.cache.as_deref(), Kept::Tokens)?;
         let bad = pictures::in_batches(
             &files,
             self.batch,
             self.common.quiet,
             &interrupt,
-            |_| true,
+            cache::wanted(cache.as_ref()),
             |batch| {
-                let (batch, pixels) = cache::split(batch);
-                let images = session.encode(&pixels, &ctx)?;
+                let (batch, images) = cache::features(&session, cache.as_ref(), batch)?;
                 let itc = session.model.itc(&images, &texts, &ctx)?;
                 for (row, picture) in batch.iter().enumerate() {
                     let itm = session

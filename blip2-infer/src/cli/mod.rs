@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use blip2_model::nn::Kernels;
+use blip2_model::sentence::sentence;
 use blip2_model::with_backend;
 use clap::{Parser, Subcommand};
 
@@ -119,7 +120,7 @@ pub fn main() -> ExitCode {
             }
             Some(output::Stop::NotTrusted) => ExitCode::from(1),
             None => {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", sentence(error.as_ref()));
                 ExitCode::from(2)
             }
         },

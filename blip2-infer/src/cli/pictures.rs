@@ -6,6 +6,7 @@ use std::sync::mpsc;
 
 use anyhow::{Context as _, Result, bail};
 use blip2_model::processor::{DecodeOptions, RgbImage, decode_bytes};
+use blip2_model::sentence::sentence;
 use blip2_model::weights::fingerprint::hex;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -140,7 +141,11 @@ pub(super) fn in_batches(
 /// Names the files that were left out.
 pub(super) fn report(bad: &[Bad]) {
     for (file, error) in bad {
-        eprintln!("skipped {}: {error:#}", file.display());
+        let (file, why) = (file.display().to_string(), sentence(error.as_ref()));
+        match why.contains(&file) {
+            true => eprintln!("skipped {why}"),
+            false => eprintln!("skipped {file}: {why}"),
+        }
     }
 }
 

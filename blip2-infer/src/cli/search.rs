@@ -11,6 +11,7 @@ use blip2_model::nn::{Context, Kernels};
 use clap::Args;
 use serde::Serialize;
 
+use super::cache::Kept;
 use super::index::Index;
 use super::interrupt::Interrupt;
 use super::{CommonArgs, Verb, cache, output, pictures, sink};
@@ -38,7 +39,7 @@ pub struct SearchArgs {
     /// Number of results
     #[arg(long, default_value_t = 10, value_name = "N")]
     top: usize,
-    /// Re-rank this many of the shortlist with the matching head, which encodes them anew; 0 leaves it out
+    /// Re-rank this many of the shortlist with the matching head, which encodes them anew unless --cache has them; 0 leaves it out
     #[arg(long, default_value_t = 16, value_name = "K")]
     rerank: usize,
     /// Index file; default: .blip2-index.safetensors in the folder
@@ -89,7 +90,7 @@ impl Verb for SearchArgs {
             text.context("this checkpoint has no contrastive projection; use one such as blip2-itm-vit-g")?;
         let text: Vec<f32> = first_token(text).into_data().convert::<f32>().into_vec()?;
         let model = self.common.model_hash()?;
-        let cache = self.common.cache(self.cache.as_deref())?;
+        let cache = self.common.cache(self.cache.as_deref(), Kept::Queries)?;
         let mut index = Index::open(&self.images, self.index.as_deref(), &model);
         let quiet = self.common.quiet;
         let (changes, mut bad) =
@@ -152,6 +153,7 @@ impl SearchArgs {
             itm,
         };
         let ctx = Context::eval();
+        let cache = self.common.cache(self.cache.as_deref(), Kept::Tokens)?;
         let files: Vec<PathBuf> = found[..shortlist].iter().map(|(_, file)| file.clone()).collect();
         let mut hits = Vec::new();
         let skipped = pictures::in_batches(
@@ -159,10 +161,9 @@ impl SearchArgs {
             self.batch,
             true,
             interrupt,
-            |_| true,
+            cache::wanted(cache.as_ref()),
             |batch| {
-                let (batch, pixels) = cache::split(batch);
-                let images = session.encode(&pixels, &ctx)?;
+                let (batch, images) = cache::features(session, cache.as_ref(), batch)?;
                 let texts = session.tokenize_texts(&vec![self.text.clone(); batch.len()], None)?;
                 for (picture, itm) in batch.iter().zip(session.model.itm(&images, &texts, &ctx)?) {
                     let cosine = found.iter().find(|(_, file)| *file == picture.path);

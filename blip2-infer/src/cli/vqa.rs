@@ -94,11 +94,18 @@ impl Verb for VqaArgs {
         }
         let interrupt = Interrupt::on_signals()?;
         let session = self.common.open::<B>(device)?;
-        let cache = self.common.cache(self.cache.as_deref())?;
+        let kept = cache::needed_to_answer(&session);
+        let cache = self.common.cache(self.cache.as_deref(), kept)?;
         let options = self
             .generation
             .options(session.generation.as_ref(), session.architecture()?, true);
         self.generation.warn(&options, self.common.quiet);
+        let ask = |image: &str, i: usize| Request {
+            image: image.to_string(),
+            prompt: prompts[i].clone(),
+            question: self.questions[i].clone(),
+            options: options.clone(),
+        };
         let result = cache::encoded_batches(
             &todo,
             self.batch,
@@ -111,19 +118,15 @@ impl Verb for VqaArgs {
                 for (row, picture) in batch.iter().enumerate() {
                     let image = picture.path.display().to_string();
                     if let Some(candidates) = &candidates {
-                        for (question, prompt) in self.questions.iter().zip(&prompts) {
-                            let ranked = session.rank_encoded(encoded, row, prompt, candidates)?;
+                        for (i, question) in self.questions.iter().enumerate() {
+                            let ranked = session.rank_encoded(encoded, row, &ask(&image, i), candidates)?;
                             self.print_ranked(&image, question, ranked, named)?;
                         }
                         continue;
                     }
                     for i in open(&image) {
                         rows.push(row);
-                        requests.push(Request {
-                            image: image.clone(),
-                            prompt: prompts[i].clone(),
-                            options: options.clone(),
-                        });
+                        requests.push(ask(&image, i));
                     }
                 }
                 if requests.is_empty() {

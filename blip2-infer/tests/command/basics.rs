@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{blip2, path};
+use crate::{blip2, path, stderr};
 
 #[test]
 fn caption_prints_one_json_object_per_picture() {
@@ -84,4 +84,16 @@ fn bad_input_is_named_and_exits_with_two() {
         assert!(stderr.contains(named), "{args:?}: {stderr}");
         assert!(out.stdout.is_empty(), "{args:?}");
     }
+}
+
+#[test]
+fn an_error_says_its_cause_once() {
+    let (boat, opt) = (path("parity/images/boat.png"), path("parity/opt"));
+    let offline = ["caption", &boat, "--model", "no/such", "--offline"];
+    let text = stderr(&blip2(&offline));
+    assert_eq!(text.matches("not in the cache").count(), 1, "{text}");
+    let text = stderr(&blip2(&["caption", "no-such.png", "--model", &opt, "--quiet"]));
+    let first = text.lines().next().expect("a line");
+    assert_eq!(first.matches("no-such.png").count(), 1, "{text}");
+    assert_eq!(first.matches("os error 2").count(), 1, "{text}");
 }

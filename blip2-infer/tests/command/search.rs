@@ -1,11 +1,11 @@
 //! Search over a folder: order, the index and its upkeep.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
 
-use crate::{arg, blip2, objects, path, pictures, stderr};
+use crate::{arg, blip2, objects, path, pictures, stderr, stdout};
 
 const TEXT: &str = "a small boat on the blue water";
 
@@ -194,4 +194,78 @@ fn a_page_shows_the_results_and_bad_input_is_named() {
         assert!(stderr(&out).contains(named), "{}", stderr(&out));
         assert!(out.stdout.is_empty());
     }
+}
+
+/// Files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths
+        .flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] })
+        .collect()
+}
+
+/// The numbers of `match`, `search` and `embed` are the same with encoded pictures from a cache, whichever of the
+/// three filled it.
+#[test]
+fn cached_pictures_give_equal_numbers() {
+    let (dir, files) = pictures();
+    let (cache, model) = (dir.path().join("cache"), path("parity/itm"));
+    let kept = ["--cache", arg(&cache)];
+    let tokens = || {
+        let of_tokens = |file: &PathBuf| file.to_string_lossy().ends_with(".tokens.safetensors");
+        walk(&cache).iter().filter(|file| of_tokens(file)).count()
+    };
+
+    let of_match = [
+        "match",
+        arg(&files[0]),
+        TEXT,
+        "fruit",
+        "--model",
+        &model,
+        "--json",
+    ];
+    let plain = objects(blip2(&of_match));
+    for _ in 0..2 {
+        assert_eq!(objects(blip2(&[&of_match[..], &kept].concat())), plain);
+        assert_eq!(tokens(), 1);
+    }
+
+    // batches of one, so that the same pictures are computed together with and without the cache
+    let one = ["--batch", "1"];
+    let want = objects(search(dir.path(), &one));
+    for _ in 0..2 {
+        std::fs::remove_file(dir.path().join(".blip2-index.safetensors")).expect("removed");
+        let got = search(dir.path(), &[&one[..], &kept].concat());
+        assert!(stderr(&got).contains("3 embedded now"), "{}", stderr(&got));
+        assert_eq!(objects(got), want);
+        // two of the four files have the same content
+        assert_eq!(tokens(), 3);
+    }
+
+    for kind in ["image", "multimodal"] {
+        let write = |name: &str, more: &[&str]| {
+            let out = dir.path().join(name);
+            let args = [
+                "embed",
+                kind,
+                "--image",
+                arg(&files[2]),
+                "--text",
+                TEXT,
+                "--model",
+                &model,
+            ];
+            stdout(blip2(&[&args[..], &["--out", arg(&out)], more].concat()));
+            std::fs::read(out).expect("written")
+        };
+        assert_eq!(write("cached", &kept), write("plain", &[]), "{kind}");
+    }
+
+    // a damaged file counts as absent
+    for file in walk(&cache) {
+        std::fs::write(file, "no tensors").expect("written");
+    }
+    assert_eq!(objects(blip2(&[&of_match[..], &kept].concat())), plain);
 }

@@ -67,15 +67,10 @@ impl<B: Kernels> Blip2<B> {
     ) -> Result<Tensor<B, 3>, Blip2Error> {
         self.check_text(text)?;
         self.check_batch(image, text)?;
-        let queries = self.bridge.queries(image.batch());
-        let count = queries.dims()[1];
         let ids = ids_tensor(&text.ids, &self.device);
-        let both = ctx.scoped("multimodal.qformer", || {
-            self.bridge
-                .qformer
-                .multimodal(queries, ids, &text.mask, &image.keys, ctx)
-        });
-        Ok(both.narrow(1, 0, count))
+        Ok(ctx.scoped("multimodal.qformer", || {
+            self.bridge.multimodal_queries(ids, &text.mask, &image.keys, ctx)
+        }))
     }
 
     /// Text can be given at all, and fits the position table.

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::checkpoint::huggingface;
 use crate::checkpoint::{DtypePolicy, LoadReport, Loader};
-use crate::config::Blip2Config;
+use crate::config::{Blip2Config, Task};
 use crate::language::AnyLanguageModel;
 use crate::nn::kernels::as_dtype;
 use crate::nn::{Context, Kernels};
@@ -109,9 +109,20 @@ impl<B: Kernels> Blip2<B> {
     /// Encoder tokens `[B, N, C]` (for example from a feature store) -> features.
     pub fn image_features(&self, tokens: Tensor<B, 3>, ctx: &Context) -> ImageFeatures<B> {
         let dtype = B::compute_dtype(self.bridge.query_tokens.val().dtype());
-        let embeds = self.bridge.image_embeds(as_dtype(tokens, dtype), ctx);
+        self.features_of(self.bridge.image_embeds(as_dtype(tokens, dtype), ctx))
+    }
+
+    /// [`ImageFeatures::embeds`] kept from an earlier run, `[B, N, C]` -> features.
+    pub fn features_of(&self, embeds: Tensor<B, 3>) -> ImageFeatures<B> {
         let keys = self.bridge.qformer.image_keys(embeds.clone());
         ImageFeatures { embeds, keys }
+    }
+
+    /// Whether the Q-Former reads the question beside the picture, as it does when fine-tuned for question answering
+    /// (paper section 4.3); the language model then gets other queries for every question. A checkpoint that also
+    /// retrieves has the text branch for that, and captions without text.
+    pub fn reads_questions(&self) -> bool {
+        self.config.task() == Task::ConditionalGeneration && self.bridge.qformer.has_text_branch()
     }
 }
 

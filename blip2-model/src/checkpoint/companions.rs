@@ -14,13 +14,27 @@ pub const QFORMER_TOKENIZER: &str = "qformer_tokenizer";
 /// Files of the Q-Former's tokenizer, relative to its folder.
 const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
 ];
+
+/// Settings of a tokenizer.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// Where the settings of a tokenizer say how long its texts may be, in tokens.
+pub const LONGEST_TEXT: &str = "model_max_length";
+
+/// Longest text of the tokenizer in `folder`, in tokens, where its settings limit it.
+pub fn longest_text(folder: &Path) -> Option<usize> {
+    let text = std::fs::read_to_string(folder.join(TOKENIZER_CONFIG)).ok()?;
+    let config: serde_json::Value = serde_json::from_str(&text).ok()?;
+    // "no limit" is written as 1e30, which is not an integer
+    usize::try_from(config.get(LONGEST_TEXT)?.as_u64()?).ok()
+}
 
 #[derive(Clone, Debug)]
 enum Content {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Companions;
 use super::companions::QFORMER_TOKENIZER;
 use super::lavis::{self, LavisError, LavisParts};
-use crate::config::{Blip2Config, ConfigError, Task};
+use crate::config::{Blip2Config, ConfigError};
 use crate::processor::{ImageProcessor, ImageProcessorConfig, ProcessorError};
 use crate::weights::checkpoint_dir::{self, CheckpointKind};
 use crate::weights::{TensorSource, WeightsError};
@@ -91,9 +91,10 @@ impl ModelFiles {
             false => ImageProcessorConfig::blip2(config.vision_config.image_size() as u32),
         };
         let query_tokenizer = match config.task() {
-            Task::Complete => Some(folder.join(QFORMER_TOKENIZER)),
-            _ if config.bridge().qformer.use_qformer_text_input => Some(folder.clone()),
-            _ => None,
+            _ if !config.bridge().qformer.use_qformer_text_input => None,
+            // the folder's own tokenizer is the language model's
+            _ if config.language().is_some() => Some(folder.join(QFORMER_TOKENIZER)),
+            _ => Some(folder.clone()),
         };
         let settings = folder.join("generation_config.json");
         let generation = std::fs::read_to_string(&settings).ok();

@@ -143,6 +143,23 @@ impl<B: Kernels> Bridge<B> {
         pass
     }
 
+    /// Query outputs after one bidirectional pass with a text: ids `[B, T]` with the images -> `[B, Q, D]`.
+    ///
+    /// # Panics
+    /// If the checkpoint has no text branch (see [`QFormer::has_text_branch`]).
+    pub fn multimodal_queries(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        mask: &PadMask,
+        image: &ImageKeys<B>,
+        ctx: &Context,
+    ) -> Tensor<B, 3> {
+        let queries = self.queries(ids.dims()[0]);
+        let count = queries.dims()[1];
+        let hidden = self.qformer.multimodal(queries, ids, mask, image, ctx);
+        hidden.narrow(1, 0, count)
+    }
+
     /// Matching logits: ids `[B, T]` with the images -> `[B, 2]`, the mean of the head over the queries.
     /// `None` without a matching head.
     pub fn itm_logits(
@@ -153,11 +170,7 @@ impl<B: Kernels> Bridge<B> {
         ctx: &Context,
     ) -> Option<Tensor<B, 2>> {
         let head = self.itm_head.as_ref()?;
-        let batch = ids.dims()[0];
-        let queries = self.queries(batch);
-        let count = queries.dims()[1];
-        let hidden = self.qformer.multimodal(queries, ids, mask, image, ctx);
-        let logits = head.forward(hidden.narrow(1, 0, count)); // [B, Q, 2]
+        let logits = head.forward(self.multimodal_queries(ids, mask, image, ctx)); // [B, Q, 2]
         Some(logits.mean_dim(1).squeeze_dim(1))
     }
 }

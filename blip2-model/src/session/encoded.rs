@@ -36,11 +36,16 @@ impl<B: Kernels> Encoded<B> {
 
     /// Outputs of the Q-Former on the host: `Q * D` numbers per picture, f32.
     pub fn queries_to_host(&self) -> Vec<Vec<f32>> {
-        let [_, count, width] = self.queries.dims();
-        let values = self.queries.clone().into_data().convert::<f32>();
-        let values = values.to_vec::<f32>().unwrap_or_default();
-        values.chunks(count * width).map(<[f32]>::to_vec).collect()
+        rows_to_host(&self.queries)
     }
+}
+
+/// `[B, T, D]` -> `T * D` numbers for each of the `B` rows, f32.
+pub fn rows_to_host<B: Kernels>(rows: &Tensor<B, 3>) -> Vec<Vec<f32>> {
+    let [_, count, width] = rows.dims();
+    let values = rows.clone().into_data().convert::<f32>();
+    let values = values.to_vec::<f32>().unwrap_or_default();
+    values.chunks(count * width).map(<[f32]>::to_vec).collect()
 }
 
 impl<B: Kernels> Session<B> {
@@ -58,18 +63,55 @@ impl<B: Kernels> Session<B> {
         let features = self.model.encode_images(pixels, &ctx)?;
         let _ = B::sync(&self.model.device);
         timing.vision = ms(start);
+        Ok(self.encoded_from(features, timing))
+    }
+
+    /// Runs the Q-Former.
+    fn encoded_from(&self, features: ImageFeatures<B>, mut timing: Timing) -> Encoded<B> {
         let start = Instant::now();
-        let pass = self
-            .model
-            .bridge
-            .query_pass(&features.keys, features.batch(), &ctx);
+        let bridge = &self.model.bridge;
+        let pass = bridge.query_pass(&features.keys, features.batch(), &Context::eval());
         let _ = B::sync(&self.model.device);
         timing.qformer = ms(start);
-        Ok(Encoded {
+        Encoded {
             features: Some(features),
             queries: pass.hidden,
             timing,
-        })
+        }
+    }
+
+    /// Pictures whose image tokens were kept from an earlier run (see [`features_from_tokens`](
+    /// Self::features_from_tokens)).
+    pub fn encoded_from_features(&self, features: ImageFeatures<B>) -> Encoded<B> {
+        let timing = Timing {
+            load: self.load_ms,
+            ..Timing::default()
+        };
+        self.encoded_from(features, timing)
+    }
+
+    /// Pictures whose [`ImageFeatures::embeds`] were kept from an earlier run: `N * C` numbers each, the same `N` for
+    /// all.
+    pub fn features_from_tokens(&self, kept: &[Vec<f32>]) -> Result<ImageFeatures<B>> {
+        let width = self.model.config.vision_config.hidden_size();
+        let numbers = kept.first().map_or(0, Vec::len);
+        let bad = kept
+            .iter()
+            .find(|values| values.len() != numbers || !numbers.is_multiple_of(width));
+        if let Some(bad) = bad {
+            return Err(SessionError::Kept {
+                found: bad.len(),
+                expected: numbers / width * width,
+            });
+        }
+        let data = TensorData::new(kept.concat(), [kept.len(), numbers / width, width]);
+        Ok(self.model.features_of(self.kept(data)))
+    }
+
+    /// Kept numbers on the device, in the dtype that the Q-Former computes in.
+    fn kept(&self, data: TensorData) -> Tensor<B, 3> {
+        let dtype = B::compute_dtype(self.model.bridge.query_tokens.val().dtype());
+        as_dtype(Tensor::from_data(data, (&self.model.device, DType::F32)), dtype)
     }
 
     /// Pictures whose Q-Former outputs were kept from an earlier run (see [`Encoded::queries_to_host`]): `Q * D`
@@ -77,17 +119,15 @@ impl<B: Kernels> Session<B> {
     pub fn encoded_from_queries(&self, kept: &[Vec<f32>]) -> Result<Encoded<B>> {
         let [_, count, width] = self.model.bridge.query_tokens.dims();
         if let Some(bad) = kept.iter().find(|values| values.len() != count * width) {
-            return Err(SessionError::Queries {
+            return Err(SessionError::Kept {
                 found: bad.len(),
                 expected: count * width,
             });
         }
         let data = TensorData::new(kept.concat(), [kept.len(), count, width]);
-        let queries = Tensor::from_data(data, (&self.model.device, DType::F32));
-        let dtype = B::compute_dtype(self.model.bridge.query_tokens.val().dtype());
         Ok(Encoded {
             features: None,
-            queries: as_dtype(queries, dtype),
+            queries: self.kept(data),
             timing: Timing {
                 load: self.load_ms,
                 ..Timing::default()
@@ -105,10 +145,57 @@ impl<B: Kernels> Session<B> {
     /// such projection.
     pub fn image_projections(&self, encoded: &Encoded<B>) -> Option<Vec<Vec<f32>>> {
         let projection = self.model.bridge.vision_projection.as_ref()?;
-        let projected = projection.forward(encoded.queries.clone());
-        let [_, count, width] = projected.dims();
-        let values = projected.into_data().convert::<f32>().to_vec::<f32>().ok()?;
-        Some(values.chunks(count * width).map(<[f32]>::to_vec).collect())
+        Some(rows_to_host(&projection.forward(encoded.queries.clone())))
+    }
+
+    /// Pictures of one batch in the language model's space, one row per question: number `i` is about picture
+    /// `index[i]`; `[questions, Q, d]`. The questions count where the Q-Former [reads them](
+    /// crate::blip2::Blip2::reads_questions).
+    pub fn soft_tokens<S: AsRef<str>>(
+        &self,
+        features: &ImageFeatures<B>,
+        index: &[usize],
+        questions: &[S],
+        ctx: &Context,
+    ) -> Result<Tensor<B, 3>> {
+        let queries = match self.model.reads_questions() {
+            true => self.questioned(features, index, questions, ctx)?,
+            false => {
+                let bridge = &self.model.bridge;
+                let pass = bridge.query_pass(&features.keys, features.batch(), ctx);
+                select_rows(pass.hidden, index)
+            }
+        };
+        Ok(self.model.project_queries(queries, ctx)?)
+    }
+
+    /// [`soft_tokens`](Self::soft_tokens) of an encoded batch.
+    fn soft_rows(
+        &self,
+        encoded: &Encoded<B>,
+        rows: &[usize],
+        requests: &[Request],
+        ctx: &Context,
+    ) -> Result<Tensor<B, 3>> {
+        if self.model.reads_questions() {
+            let questions: Vec<&str> = requests.iter().map(|r| r.question.as_str()).collect();
+            return self.soft_tokens(self.features(encoded)?, rows, &questions, ctx);
+        }
+        let queries = select_rows(encoded.queries.clone(), rows);
+        Ok(self.model.project_queries(queries, ctx)?)
+    }
+
+    /// Query outputs after reading a question each, `[questions, Q, D]`: cut and padded as in training.
+    fn questioned<S: AsRef<str>>(
+        &self,
+        features: &ImageFeatures<B>,
+        index: &[usize],
+        questions: &[S],
+        ctx: &Context,
+    ) -> Result<Tensor<B, 3>> {
+        let questions: Vec<String> = questions.iter().map(|q| q.as_ref().to_string()).collect();
+        let text = self.tokenize_texts(&questions, Some(self.question_length))?;
+        Ok(self.model.embed_multimodal(&features.select(index), &text, ctx)?)
     }
 
     /// Answers `requests`, of which number `i` is about picture `rows[i]`; repeats are several questions about one
@@ -123,9 +210,7 @@ impl<B: Kernels> Session<B> {
         self.check_rows(encoded, rows, requests.len())?;
         let ctx = Context::eval();
         let language = self.model.language()?;
-        let soft = self
-            .model
-            .project_queries(select_rows(encoded.queries.clone(), rows), &ctx)?;
+        let soft = self.soft_rows(encoded, rows, requests, &ctx)?;
         let prompts: Vec<String> = requests.iter().map(|r| r.prompt.clone()).collect();
         let text = self.tokenize_prompts(&prompts)?;
         let options: Vec<_> = requests.iter().map(|r| r.options.clone()).collect();
@@ -173,15 +258,13 @@ impl<B: Kernels> Session<B> {
         &self,
         encoded: &Encoded<B>,
         row: usize,
-        prompt: &str,
+        request: &Request,
         candidates: &[String],
     ) -> Result<Vec<RankedAnswer>> {
         self.check_rows(encoded, &[row], 1)?;
         let ctx = Context::eval();
-        let soft = self
-            .model
-            .project_queries(select_rows(encoded.queries.clone(), &[row]), &ctx)?;
-        let text = self.tokenize_prompts(&[prompt.to_string()])?;
+        let soft = self.soft_rows(encoded, &[row], std::slice::from_ref(request), &ctx)?;
+        let text = self.tokenize_prompts(std::slice::from_ref(&request.prompt))?;
         let prompt = self.model.prompt(soft, &text)?;
         let ids = self.tokenize_candidates(candidates)?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);

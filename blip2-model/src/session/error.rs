@@ -62,9 +62,9 @@ pub enum SessionError {
         /// Pictures encoded.
         pictures: usize,
     },
-    /// Kept query outputs that do not fit the model.
-    #[error("kept query outputs of {found} numbers do not fit this model, which has {expected}")]
-    Queries {
+    /// Kept outputs that do not fit the model.
+    #[error("kept outputs of {found} numbers per picture do not fit this model, which has {expected}")]
+    Kept {
         /// Numbers per picture given.
         found: usize,
         /// Numbers per picture needed.

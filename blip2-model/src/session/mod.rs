@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use crate::blip2::conditional::TokenBatch;
 use crate::blip2::{Blip2, ImageFeatures};
+use crate::checkpoint::companions;
 use crate::checkpoint::{DtypePolicy, LavisParts, LoadReport, ModelFiles};
 use crate::generate::GenerateOptions;
 use crate::language::{AnyLanguageModel, Architecture, LanguageModel};
@@ -22,7 +23,7 @@ use crate::processor::{
 use burn::tensor::{DType, Tensor, TensorData};
 
 pub use answer::{Answer, Output, RankedAnswer, Timing};
-pub use encoded::Encoded;
+pub use encoded::{Encoded, rows_to_host};
 pub use error::SessionError;
 pub use streaming::{OnText, TextPiece, ignore};
 
@@ -35,6 +36,9 @@ pub struct Request {
     pub image: String,
     /// Text for the language model; empty for a plain caption.
     pub prompt: String,
+    /// Text for the Q-Former of a checkpoint that [reads questions](Blip2::reads_questions), without the words that
+    /// the prompt puts around it; of no effect with others.
+    pub question: String,
     /// How to generate.
     pub options: GenerateOptions,
 }
@@ -51,6 +55,8 @@ pub struct Session<B: Kernels> {
     pub generation: Option<GenerateOptions>,
     language_tokenizer: Option<TextTokenizer>,
     query_tokenizer: Option<TextTokenizer>,
+    /// Longest question that the Q-Former was trained with, in tokens.
+    question_length: usize,
     load_ms: f64,
 }
 
@@ -87,6 +93,12 @@ impl<B: Kernels> Session<B> {
             .zip(kind)
             .map(|(folder, kind)| TextTokenizer::from_folder(folder, kind))
             .transpose()?;
+        let positions = model.config.qformer_config.max_position_embeddings;
+        let question_length = files
+            .query_tokenizer
+            .as_deref()
+            .and_then(companions::longest_text);
+        let question_length = question_length.map_or(positions, |length| length.min(positions));
         let query_tokenizer = files
             .query_tokenizer
             .map(|folder| TextTokenizer::from_folder(folder, TokenizerKind::Bert))
@@ -105,6 +117,7 @@ impl<B: Kernels> Session<B> {
             generation,
             language_tokenizer,
             query_tokenizer,
+            question_length,
             load_ms: ms(start),
         })
     }
@@ -215,10 +228,15 @@ impl<B: Kernels> Session<B> {
         Ok(ids)
     }
 
-    /// Candidate answers to one question, best first, by exact log-likelihood.
-    pub fn rank(&self, image: &RgbImage, prompt: &str, candidates: &[String]) -> Result<Vec<RankedAnswer>> {
+    /// Candidate answers to one question, best first, by exact log-likelihood; the request's options are not used.
+    pub fn rank(
+        &self,
+        image: &RgbImage,
+        request: &Request,
+        candidates: &[String],
+    ) -> Result<Vec<RankedAnswer>> {
         let encoded = self.encode_once(std::slice::from_ref(image))?;
-        self.rank_encoded(&encoded, 0, prompt, candidates)
+        self.rank_encoded(&encoded, 0, request, candidates)
     }
 }
 

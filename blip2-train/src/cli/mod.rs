@@ -15,6 +15,7 @@ mod train;
 use std::io::Write;
 use std::process::ExitCode;
 
+use blip2_model::sentence::sentence;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
@@ -82,22 +83,10 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", sentence(&error));
+            eprintln!("error: {}", sentence(error.as_ref()));
             ExitCode::from(2)
         }
     }
-}
-
-/// The error with its causes, each said once: many messages quote their cause already.
-fn sentence(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(cause.trim()) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text.trim_end().to_string()
 }
 
 #[cfg(test)]
@@ -108,7 +97,7 @@ mod tests {
     fn a_cause_is_said_once() {
         let path = std::path::Path::new("no/such.toml");
         let error = crate::recipe::Recipe::open(path, &[]).unwrap_err();
-        let text = sentence(&anyhow::Error::new(error).context("rank 1"));
+        let text = sentence(anyhow::Error::new(error).context("rank 1").as_ref());
         assert_eq!(text.matches("os error 2").count(), 1, "{text}");
         assert!(text.starts_with("rank 1: no/such.toml: "), "{text}");
     }

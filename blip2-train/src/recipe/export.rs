@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use blip2_model::checkpoint::Companions;
-use blip2_model::checkpoint::companions::QFORMER_TOKENIZER;
+use blip2_model::checkpoint::companions::{LONGEST_TEXT, QFORMER_TOKENIZER, TOKENIZER_CONFIG};
 use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::processor::ImageProcessorConfig;
@@ -106,14 +106,18 @@ fn write_settings(
     }
     if let Some(tokens) = &tokenizers.qformer {
         let beside = tokenizers.language.is_some();
-        copy_tokenizer(
-            tokens,
-            &if beside {
-                out.join(QFORMER_TOKENIZER)
-            } else {
-                out.to_owned()
-            },
-        )?;
+        let folder = match beside {
+            true => out.join(QFORMER_TOKENIZER),
+            false => out.to_owned(),
+        };
+        copy_tokenizer(tokens, &folder)?;
+        if recipe.stage == StageKind::Stage2 {
+            // questions are cut as they were in training
+            let path = folder.join(TOKENIZER_CONFIG);
+            let mut settings = settings_of(&path)?;
+            settings[LONGEST_TEXT] = json!(recipe.data.max_txt_len);
+            json_file(&format!("{QFORMER_TOKENIZER}/{TOKENIZER_CONFIG}"), &settings)?;
+        }
     }
     let size = config.vision_config.image_size() as u32;
     json_file(
@@ -141,6 +145,15 @@ fn generation(language: &LanguageConfig) -> Value {
             value["eos_token_id"] = serde_json::to_value(&c.eos_token_id).unwrap_or_default();
             value
         }
+    }
+}
+
+/// Settings of a tokenizer, empty if it has no file of them.
+fn settings_of(path: &Path) -> Result<Value, RecipeError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(serde_json::from_str(&text)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(json!({})),
+        Err(error) => Err(RecipeError::io(path)(error)),
     }
 }
 

@@ -114,6 +114,7 @@ fn caption(session: &Session<Flex>, picture: &str) -> String {
     let request = Request {
         image: picture.into(),
         prompt: String::new(),
+        question: String::new(),
         options: session
             .generation
             .clone()
@@ -357,6 +358,11 @@ fn answers_train_with_the_question_in_the_q_former() {
     ] {
         assert!(export.join(name).is_file(), "{name}");
     }
+    // a session gives the Q-Former the question, cut as training cuts it
+    let session = Session::<Flex>::open(&export, DtypePolicy::default(), false, &Default::default()).unwrap();
+    assert!(session.model.reads_questions());
+    let longest = blip2_model::checkpoint::companions::longest_text(&export.join("qformer_tokenizer"));
+    assert_eq!(longest, Some(recipe.data.max_txt_len));
     let trained = bench.tensors("run");
     let base = SafetensorsFile::open(Path::new(&opt).join("model.safetensors")).unwrap();
     let frozen = "language_model.model.decoder.layers.0.fc1.weight";

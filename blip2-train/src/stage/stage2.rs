@@ -132,11 +132,8 @@ where
             }
             Some(text) => {
                 let text = text.trimmed();
-                let queries = bridge.queries(count);
-                let [_, length, _] = queries.dims();
                 let ids = ids_tensor(&text.ids, &self.device);
-                let hidden = bridge.qformer.multimodal(queries, ids, &text.mask, &keys, ctx);
-                hidden.narrow(1, 0, length)
+                bridge.multimodal_queries(ids, &text.mask, &keys, ctx)
             }
         };
         Ok(projection.forward(hidden))

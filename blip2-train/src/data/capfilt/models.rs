@@ -26,6 +26,7 @@ impl<B: Kernels> Captioner for SessionCaptioner<'_, B> {
         let request = Request {
             image: String::new(),
             prompt: self.prompt.clone(),
+            question: String::new(),
             options: GenerateOptions {
                 num_return_sequences: n,
                 ..self.generation.clone()

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use blip2_model::blip2::ImageFeatures;
-use blip2_model::blip2::conditional::select_rows;
 use blip2_model::generate::{self, GenerateOptions};
 use blip2_model::nn::{Context, Kernels};
 use blip2_model::processor::text::blip_caption;
@@ -38,7 +37,9 @@ impl CaptionTask {
         runner.encode_each(&wanted, runner.effort.batch, &mut |runner, at, features| {
             let prompts = vec![self.prompt.clone(); at.len()];
             let index: Vec<usize> = (0..at.len()).collect();
-            let texts = generate_texts(&runner.session, &features, &index, &prompts, &self.generation)?;
+            let questions = vec![""; at.len()];
+            let session = &runner.session;
+            let texts = generate_texts(session, &features, &index, &prompts, &questions, &self.generation)?;
             let lines: Vec<Caption> = at
                 .iter()
                 .zip(texts)
@@ -139,17 +140,18 @@ pub fn is_exact(caption: &str, references: &[String]) -> bool {
     references.iter().any(|reference| clean(reference) == caption)
 }
 
-/// One text per prompt; prompt `i` is about picture `index[i]` of the batch.
-pub(super) fn generate_texts<B: Kernels>(
+/// One text per prompt; prompt `i` is about picture `index[i]` of the batch, and `questions[i]` is for a Q-Former that
+/// reads them.
+pub(super) fn generate_texts<B: Kernels, S: AsRef<str>>(
     session: &Session<B>,
     features: &ImageFeatures<B>,
     index: &[usize],
     prompts: &[String],
+    questions: &[S],
     options: &GenerateOptions,
 ) -> Result<Vec<String>, RunError> {
     let ctx = Context::eval();
-    let soft = session.model.soft_tokens(features, &ctx)?; // [pictures, Q, d]
-    let soft = select_rows(soft, index); // [prompts, Q, d]
+    let soft = session.soft_tokens(features, index, questions, &ctx)?; // [prompts, Q, d]
     let prompt = session.model.prompt(soft, &session.tokenize_prompts(prompts)?)?;
     let options = vec![options.clone(); prompts.len()];
     let answers = generate::generate(session.model.language()?, prompt, &options, &ctx, &mut |_| {

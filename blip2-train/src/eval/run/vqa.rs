@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 
 use blip2_model::blip2::ImageFeatures;
-use blip2_model::blip2::conditional::select_rows;
 use blip2_model::generate::GenerateOptions;
 use blip2_model::generate::ranking::{RankBy, RankOptions, rank};
 use blip2_model::nn::{Context, Kernels};
@@ -112,13 +111,17 @@ impl VqaTask {
     ) -> Result<Vec<String>, RunError> {
         let session = &runner.session;
         let index: Vec<usize> = part.iter().map(|(row, _)| *row).collect();
-        let prompts: Vec<String> = part
+        let questions: Vec<String> = part
             .iter()
-            .map(|(_, asked)| self.prompt(&asked.question))
+            .map(|(_, asked)| self.question(&asked.question))
+            .collect();
+        let prompts: Vec<String> = questions
+            .iter()
+            .map(|question| fill_template(&self.prompt, &[question]))
             .collect();
         let (shared, per_token) = match &self.answers {
             AnswerBy::Generate(options) => {
-                return generate_texts(session, features, &index, &prompts, options);
+                return generate_texts(session, features, &index, &prompts, &questions, options);
             }
             AnswerBy::Rank {
                 candidates,
@@ -147,7 +150,7 @@ impl VqaTask {
             false => vec![session.tokenize_candidates(shared)?; part.len()],
         };
         let ctx = Context::eval();
-        let soft = select_rows(session.model.soft_tokens(features, &ctx)?, &index); // [questions, Q, d]
+        let soft = session.soft_tokens(features, &index, &questions, &ctx)?; // [questions, Q, d]
         let prompt = session.model.prompt(soft, &session.tokenize_prompts(&prompts)?)?;
         let options = RankOptions {
             by: if per_token { RankBy::Mean } else { RankBy::Sum },
@@ -161,12 +164,12 @@ impl VqaTask {
         Ok(best.map(Option::unwrap_or_default).collect())
     }
 
-    fn prompt(&self, question: &Question) -> String {
-        let text = match self.clean {
+    /// The question as it stands in the prompt and as a Q-Former reads it.
+    fn question(&self, question: &Question) -> String {
+        match self.clean {
             true => blip_question(&question.text, MAX_WORDS),
             false => question.text.clone(),
-        };
-        fill_template(&self.prompt, &[&text])
+        }
     }
 
     /// Scores what the journals hold.
