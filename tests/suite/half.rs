@@ -7,8 +7,13 @@
 //! such bound. It leaves a factor of two for what attention and norms amplify. GPUs keep activations in half precision
 //! as well, which rounds as often again: twice the bound.
 //!
-//! The post-norm form of OPT is left out: no norm stands before its output layer, which therefore passes errors on by an
-//! unknown factor, and no published BLIP-2 has it.
+//! Logits are a special case. Both rounding the output layer W and the error of the states x before it move them by so
+//! much of |W| |x| / sqrt(width), which is the size of W x only if rows and states point in unrelated directions. The
+//! generator of the fixtures turns the rows away from the mean state, so that random models do not repeat one word, and
+//! states of the post-norm form, with no norm and no growing residual behind the last one, are little else than their
+//! mean: there the logits are 3.7 times smaller than that product, and their relative error as much larger. PyTorch with
+//! the same rounded weights errs by 3 units in the states and by 12 in the logits, here it is 9. The bound for logits is
+//! multiplied by that ratio, taken from the reference.
 //!
 //! An error that is far smaller would mean that half precision was not in use, which fails too.
 
@@ -17,7 +22,7 @@ use blip2_model::checkpoint::{DtypePolicy, PartDtype};
 use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::nn::Kernels;
-use blip2_model::weights::checkpoint_dir;
+use blip2_model::weights::{TensorSource, checkpoint_dir};
 use burn::tensor::TensorData;
 
 use crate::parity::conditional_trace;
@@ -43,16 +48,36 @@ fn matrices(config: &Blip2Config) -> usize {
     2 + 4 * config.vision_config.num_hidden_layers() + language
 }
 
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// How much smaller the logits are than the product of their factors' sizes, |W| |x| / (sqrt(width) |W x|), at least 1.
+fn cancellation(config: &Blip2Config, source: &dyn TensorSource, expected: &Expected) -> f64 {
+    let (head, states) = match config.language() {
+        Some(LanguageConfig::T5(_)) => ("lm_head", "decoder.last_hidden_state"),
+        _ => ("model.decoder.embed_tokens", "last_hidden_state"),
+    };
+    let head = source.get(&format!("language_model.{head}.weight"));
+    let head = head.and_then(|head| head.to_f32_vec()).expect("an output layer");
+    let (states, shape) = expected.values(&format!("language_model.{states}"));
+    let (length, width) = (shape[1], shape[2]);
+    let last: Vec<f32> = states
+        .chunks_exact(length * width)
+        .flat_map(|row| &row[(length - 1) * width..])
+        .copied()
+        .collect();
+    // of one prompt each; the states are those of fewer prompts than the logits
+    let last = norm(&last) / (shape[0] as f64).sqrt();
+    let (logits, shape) = expected.values("logits");
+    let logits = norm(&logits) / (shape[0] as f64).sqrt();
+    (norm(&head) * last / ((width as f64).sqrt() * logits)).max(1.0)
+}
+
 fn relative_error(got: &TensorData, want: &[f32]) -> f64 {
     let got = got.clone().convert::<f32>().to_vec::<f32>().expect("f32");
-    let square = |sum: f64, x: f64| sum + x * x;
-    let diff = got
-        .iter()
-        .zip(want)
-        .map(|(a, b)| f64::from(a - b))
-        .fold(0.0, square);
-    let norm = want.iter().map(|&b| f64::from(b)).fold(0.0, square);
-    (diff / norm).sqrt()
+    let diff: Vec<f32> = got.iter().zip(want).map(|(a, b)| a - b).collect();
+    norm(&diff) / norm(want)
 }
 
 fn frozen_parts<B: Kernels>(name: &str, dtype: PartDtype, activations: f64, device: &B::Device) {
@@ -61,9 +86,10 @@ fn frozen_parts<B: Kernels>(name: &str, dtype: PartDtype, activations: f64, devi
     let config = Blip2Config::from_json(opened.config_json.as_deref().expect("a config")).expect("config");
     let policy = DtypePolicy::frozen(dtype).for_config(&config).expect("a policy");
     let bound = activations * roundoff(dtype) * (matrices(&config) as f64).sqrt();
+    let expected = Expected::open_path(&folder.join("expected.safetensors"));
+    let of_logits = bound * cancellation(&config, opened.source.as_ref(), &expected);
     let loaded = Blip2::<B>::load(config, opened.source.as_ref(), policy, false, device);
     let (model, _) = loaded.unwrap_or_else(|e| panic!("{e}"));
-    let expected = Expected::open_path(&folder.join("expected.safetensors"));
     let names = expected.names();
     let (mut worst, mut compared) = ((0.0, String::new()), 0);
     for (tensor, data) in conditional_trace(&model, &expected) {
@@ -71,6 +97,7 @@ fn frozen_parts<B: Kernels>(name: &str, dtype: PartDtype, activations: f64, devi
             continue;
         }
         let error = relative_error(&data, &expected.values(&tensor).0);
+        let bound = if tensor == "logits" { of_logits } else { bound };
         assert!(error <= bound, "{name} {tensor}: {error:e} above {bound:e}");
         compared += 1;
         if error > worst.0 {
@@ -78,7 +105,7 @@ fn frozen_parts<B: Kernels>(name: &str, dtype: PartDtype, activations: f64, devi
         }
     }
     println!(
-        "{name} in {dtype:?}: at most {:e} ({}), bound {bound:e}",
+        "{name} in {dtype:?}: at most {:e} ({}), bound {bound:e}, of logits {of_logits:e}",
         worst.0, worst.1
     );
     assert!(compared >= 12, "{name}: only {compared} tensors were compared");
@@ -96,14 +123,16 @@ mod flex {
 
     #[test]
     fn bf16() {
-        for name in ["opt", "t5"] {
+        for name in ["opt", "opt-350m-form", "t5"] {
             frozen_parts::<Flex>(name, PartDtype::BF16, 1.0, &Default::default());
         }
     }
 
     #[test]
     fn f16() {
-        frozen_parts::<Flex>("opt", PartDtype::F16, 1.0, &Default::default());
+        for name in ["opt", "opt-350m-form"] {
+            frozen_parts::<Flex>(name, PartDtype::F16, 1.0, &Default::default());
+        }
     }
 }
 
@@ -123,6 +152,8 @@ mod wgpu {
             eprintln!("note: this adapter has no f16, nothing was run");
             return;
         }
-        frozen_parts::<Wgpu>("opt", PartDtype::F16, 2.0, &device);
+        for name in ["opt", "opt-350m-form"] {
+            frozen_parts::<Wgpu>(name, PartDtype::F16, 2.0, &device);
+        }
     }
 }
