@@ -8,6 +8,9 @@ use blip2_model::blip2::Blip2;
 use blip2_model::checkpoint::PartDtype;
 use blip2_model::checkpoint::convert::{ConvertOptions, to_huggingface, to_lavis};
 use blip2_model::checkpoint::expected::expected_tensors;
+use blip2_model::config::{Blip2Config, Task};
+use blip2_model::language::LanguageConfig;
+use blip2_model::vision::VisionConfig;
 use blip2_model::weights::writer::WriteOptions;
 use blip2_model::with_backend;
 use clap::{Args, ValueEnum};
@@ -77,6 +80,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let expected = with_backend!(kind, B => {
         expected_tensors(&Blip2::<B>::new(files.config.clone(), &B::select_device(0))?)
     });
+    let note = transformers_lacks(&files.config);
     let options = ConvertOptions {
         dtype: args.dtype,
         write: WriteOptions {
@@ -95,6 +99,9 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     for path in &done.files {
         eprintln!("wrote {}", path.display());
     }
+    if let (Layout::Hf, Some(note)) = (layout, note) {
+        eprintln!("note: {note}");
+    }
     if args.json {
         let files: Vec<_> = done.files.iter().map(|path| path.display().to_string()).collect();
         println!(
@@ -103,4 +110,26 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What keeps transformers from opening a folder that this engine opens.
+fn transformers_lacks(config: &Blip2Config) -> Option<&'static str> {
+    if !matches!(config.vision_config, VisionConfig::Eva(_)) {
+        return Some("transformers has no BLIP-2 class with this image encoder; the folder is for blip2");
+    }
+    if let Some(LanguageConfig::Opt(opt)) = config.language()
+        && opt.embed_size() != opt.hidden_size
+    {
+        return Some("transformers refuses OPT with projected embeddings in BLIP-2; the folder is for blip2");
+    }
+    match config.task() {
+        Task::ConditionalGeneration if config.qformer_config.use_qformer_text_input => {
+            Some("transformers does not give the Q-Former the question; its answers will differ")
+        }
+        Task::Stage1 => Some(
+            "transformers has no class with all heads of stage 1; it opens the folder as Blip2ForImageTextRetrieval \
+             and leaves the head of grounded generation out",
+        ),
+        _ => None,
+    }
 }

@@ -61,7 +61,8 @@ pub fn configuration(model: &ModelSection, stage: StageKind) -> Result<Blip2Conf
         config.vision_config = config.vision_config.with_image_size(size);
     }
     config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size();
-    config.qformer_config.use_qformer_text_input = model.qformer_text_input;
+    // stage 1 has its text branch in any case; transformers reads only this field
+    config.qformer_config.use_qformer_text_input = model.qformer_text_input || stage == StageKind::Stage1;
     if stage == StageKind::Stage1 {
         config.text_config = None;
     } else if config.text_config.is_none() {
