@@ -2,6 +2,8 @@
 //!
 //! Columns are read a few dozen rows at a time straight from their pages, so memory does not grow with row groups.
 
+mod footer;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,6 +101,7 @@ impl ParquetShard {
             path: path.to_owned(),
             source,
         };
+        footer::check(&reader).map_err(failed)?;
         let file = guarded(|| SerializedFileReader::new(reader)).map_err(failed)?;
         let names = |file: &dyn FileReader| -> Vec<String> {
             file.metadata()

@@ -5,5 +5,6 @@ use blip2_model::untrusted;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
+    blip2_fuzz::caught_panics_are_errors();
     untrusted::torch(bytes);
 });

@@ -104,7 +104,8 @@ fn picture_input() {
 #[cfg(feature = "parquet")]
 #[test]
 fn parquet_input() {
-    let all = files("parquet", &["parquet"]);
+    let mut all = files("parquet", &["parquet"]);
+    all.extend(files("hostile", &["parquet"]));
     let sum = besiege("parquet", &all, 700, parquet);
     assert!(sum.good > 1000 && sum.bad > 500, "{sum:?}");
 }
