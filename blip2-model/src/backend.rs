@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use burn::tensor::DType;
 use serde::Serialize;
 
 use crate::nn::Kernels;
@@ -159,7 +158,7 @@ pub use flex::Flex;
 
 #[cfg(feature = "ndarray")]
 mod ndarray {
-    use burn::tensor::Tensor;
+    use burn::tensor::{DType, Tensor};
 
     use super::*;
     use crate::nn::kernels::host_mask;
