@@ -197,7 +197,7 @@ mod tch {
     impl SelectDevice for Tch {
         fn select_device(index: usize) -> Self::Device {
             use burn::backend::libtorch::LibTorchDevice;
-            if tch::Cuda::is_available() {
+            if ::tch::Cuda::is_available() {
                 LibTorchDevice::Cuda(index)
             } else if cfg!(target_os = "macos") {
                 LibTorchDevice::Mps

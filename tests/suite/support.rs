@@ -130,6 +130,10 @@ macro_rules! on_every_backend {
         mod cuda {
             $(#[test] fn $name() { super::$name::<blip2_model::backend::Cuda>(&Default::default()); })+
         }
+        #[cfg(feature = "rocm")]
+        mod rocm {
+            $(#[test] fn $name() { super::$name::<blip2_model::backend::Rocm>(&Default::default()); })+
+        }
     };
 }
 
