@@ -2,6 +2,7 @@
 
 mod doctor;
 mod generation;
+#[cfg(any(feature = "flex", feature = "vulkan", feature = "wgpu", feature = "metal"))]
 mod half;
 mod lavis;
 mod losses;
