@@ -8,6 +8,7 @@ use blip2_model::backend::Flex;
 use blip2_model::checkpoint::DtypePolicy;
 use blip2_model::generate::GenerateOptions;
 use blip2_model::session::{Request, Session};
+use blip2_train::run::crc32c::crc32c;
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> String {
@@ -311,6 +312,30 @@ fn vqa_generates_or_ranks() {
         .collect();
     assert_eq!(ids, [1, 2, 3]);
 
+    let list = place.at("plural.txt");
+    std::fs::write(&list, "boats\n").expect("write");
+    let list = list.to_string_lossy().into_owned();
+    for (out, flags, answer, overall) in [
+        ("p", &[][..], "boats", 0.0),
+        ("l", &["--lemmatise"][..], "boat", 33.33),
+    ] {
+        let report = ok(&[
+            &common[..],
+            &["--out", &place.text(out), "--candidates", &list],
+            flags,
+        ]
+        .concat());
+        assert_eq!(score(&report, "overall"), overall);
+        let predictions = read(&place.at(out), "predictions.json");
+        assert!(
+            predictions
+                .as_array()
+                .expect("list")
+                .iter()
+                .all(|line| line["answer"] == answer)
+        );
+    }
+
     let list = place.at("answers.txt");
     std::fs::write(&list, "boat\nblue\n1\n").expect("write");
     let list = list.to_string_lossy().into_owned();
@@ -364,6 +389,159 @@ fn itm_measures_pairs() {
     for metric in ["ITM accuracy", "ITM AUC", "ITC AUC"] {
         assert!((0.0..=100.0).contains(&score(&report, metric)), "{metric}");
     }
+}
+
+/// Pairs with labels of their own; of a damaged row and an unreadable picture nothing is scored.
+#[test]
+fn itm_reads_labelled_pairs() {
+    let place = Place::new();
+    let (model, images) = (fixture("parity/itm"), fixture("parity/images"));
+    let rows = |last: &str| {
+        let pair = |image: &str, caption: &str, label: &str| {
+            format!("{{\"image\":\"{image}.png\",\"caption\":\"{caption}\",\"label\":{label}}}\n")
+        };
+        let path = place.at("pairs.jsonl");
+        let text = [
+            pair("boat", "a small boat on the blue water", "1"),
+            pair("boat", "a red apple", "0"),
+            "{ this is no JSON\n".to_string(),
+            pair("fruit", "a red apple", "true"),
+            pair("none", "a red apple", "1"),
+            pair("house", "a small boat on the blue water", "\"0\""),
+            last.to_string(),
+        ];
+        std::fs::write(&path, text.concat()).expect("write");
+        path.to_string_lossy().into_owned()
+    };
+    let args = |data: &str, out: &str| -> Vec<String> {
+        [
+            "eval",
+            "itm",
+            data,
+            "--labelled",
+            "--images",
+            &images,
+            "--model",
+            &model,
+            "--json",
+            "--out",
+            out,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let call_with = |data: &str, out: &str| {
+        let args = args(data, &place.text(out));
+        ok(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let report = call_with(&rows(""), "labelled");
+    assert_eq!(report["items"], 4);
+    let predictions = read(&place.at("labelled"), "predictions.json");
+    let boat = &predictions[0];
+    assert_eq!(
+        boat["captions"],
+        json!(["a small boat on the blue water", "a red apple"])
+    );
+    assert_eq!(boat["matches"], json!([true, false]));
+    // the figures from the probabilities that the run reports
+    let mut pairs: Vec<(f64, bool)> = Vec::new();
+    for line in predictions.as_array().expect("list") {
+        let matches = line["matches"].as_array().expect("list");
+        for (p, label) in line["probability"].as_array().expect("list").iter().zip(matches) {
+            pairs.push((p.as_f64().expect("number"), label.as_bool().expect("label")));
+        }
+    }
+    let right = pairs.iter().filter(|(p, label)| (*p > 0.5) == *label).count() as f64;
+    assert_eq!(score(&report, "ITM accuracy"), 100.0 * right / pairs.len() as f64);
+    let (yes, no): (Vec<_>, Vec<_>) = pairs.iter().partition(|(_, label)| *label);
+    let won = yes
+        .iter()
+        .flat_map(|(a, _)| no.iter().map(move |(b, _)| a > b))
+        .filter(|w| *w)
+        .count();
+    let all = (yes.len() * no.len()) as f64;
+    assert!((score(&report, "ITM AUC") - 100.0 * won as f64 / all).abs() < 1e-9);
+    assert!((0.0..=100.0).contains(&score(&report, "ITM AP")));
+
+    let without = rows("{\"image\":\"boat.png\",\"caption\":\"x\"}\n");
+    let args = args(&without, &place.text("x"));
+    refused(
+        &args.iter().map(String::as_str).collect::<Vec<_>>(),
+        "row 6 has no `label`",
+    );
+    refused(
+        &[
+            "eval",
+            "itm",
+            &place.shard,
+            "--labelled",
+            "--model",
+            &model,
+            "--out",
+            &place.text("y"),
+        ],
+        "--labelled needs rows",
+    );
+}
+
+/// A run that was stopped takes the embeddings that it had, and ranks to the same bits.
+#[test]
+fn retrieval_goes_on_with_stored_embeddings() {
+    let place = Place::new();
+    let (model, out) = (fixture("parity/itm"), place.text("r"));
+    let args = [
+        "eval",
+        "retrieval",
+        &place.shard,
+        "--model",
+        &model,
+        "--json",
+        "--k",
+        "2",
+        "--batch",
+        "1",
+        "--out",
+        &out,
+    ];
+    let report = ok(&args);
+    let file = |name: &str| std::fs::read(place.at(&format!("r/{name}"))).expect("file");
+    let (images, texts, pairs) = (file("images.0.bin"), file("texts.0.bin"), file("pairs.0.jsonl"));
+    let contrastive = file("contrastive.json");
+    // stopped while the third picture was being written: half of the embeddings are there
+    std::fs::write(place.at("r/images.0.bin"), &images[..images.len() / 2 + 5]).expect("cut");
+    std::fs::write(place.at("r/texts.0.bin"), &texts[..texts.len() / 2 + 5]).expect("cut");
+    std::fs::remove_file(place.at("r/pairs.0.jsonl")).expect("remove");
+    std::fs::remove_file(place.at("r/contrastive.json")).expect("remove");
+    assert_eq!(ok(&args)["scores"], report["scores"]);
+    assert_eq!(
+        (file("images.0.bin"), file("texts.0.bin")),
+        (images.clone(), texts.clone())
+    );
+    assert_eq!(file("contrastive.json"), contrastive);
+    let sorted = |bytes: &[u8]| {
+        let mut lines: Vec<String> = String::from_utf8_lossy(bytes)
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&file("pairs.0.jsonl")), sorted(&pairs));
+
+    // the embeddings are what it takes: with two pictures' exchanged the ranking follows them
+    let record = images.len() / 4;
+    let mut exchanged = images.clone();
+    let (a, b) = (8 + 8, record - 4);
+    for at in a..b {
+        exchanged.swap(at, record + at);
+    }
+    for first in [0, record] {
+        let sum = crc32c(&exchanged[first..first + record - 4]).to_le_bytes();
+        exchanged[first + record - 4..first + record].copy_from_slice(&sum);
+    }
+    std::fs::write(place.at("r/images.0.bin"), exchanged).expect("write");
+    ok(&args);
+    assert_ne!(file("contrastive.json"), contrastive);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use burn_communication::data_service::TensorDataService;
 use burn_communication::websocket::{WebSocket, WsClient, WsServer};
 use burn_communication::{Address, ProtocolClient};
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::world::World;
@@ -171,43 +171,49 @@ impl<B: Backend> Cluster<B> {
     }
 
     /// Everybody's vector in rank order, `own` being this process's.
+    ///
+    /// All others are watched at once: one that is waited for may itself have stopped because of a third that is gone,
+    /// and the one to name is the third.
     async fn fetch_all(&self, id: u64, own: &[f32]) -> Result<Vec<Vec<f32>>, usize> {
-        let fetch = |rank: usize| {
-            let (service, address) = (self.service.clone(), self.peers[rank].clone());
-            let task = async move { service.download_tensor(address, id.into()).await };
-            self.runtime.spawn(task)
-        };
-        let tasks: Vec<_> = (0..self.peers.len())
-            .map(|rank| (rank != self.rank).then(|| fetch(rank)))
-            .collect();
-        let mut all = Vec::with_capacity(tasks.len());
-        for (rank, task) in tasks.into_iter().enumerate() {
-            all.push(match task {
-                None => own.to_vec(),
-                Some(task) => self.patiently(rank, task).await?,
+        let mut waiting = JoinSet::new();
+        for rank in (0..self.peers.len()).filter(|&rank| rank != self.rank) {
+            let (service, address, patience) =
+                (self.service.clone(), self.peers[rank].clone(), self.patience);
+            waiting.spawn(async move {
+                let sender = address.clone();
+                // a task of its own: the transport panics at a lost connection
+                let download = tokio::spawn(async move { service.download_tensor(sender, id.into()).await });
+                (rank, patiently(patience, address, download).await)
             });
+        }
+        let mut all = vec![Vec::new(); self.peers.len()];
+        all[self.rank] = own.to_vec();
+        while let Some(ended) = waiting.join_next().await {
+            // nobody aborts these tasks
+            let (rank, values) = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            all[rank] = values.ok_or(rank)?;
         }
         Ok(all)
     }
+}
 
-    /// Waits for a download as long as its sender is alive.
-    async fn patiently(
-        &self,
-        rank: usize,
-        mut task: JoinHandle<Option<TensorData>>,
-    ) -> Result<Vec<f32>, usize> {
-        loop {
-            match timeout(self.patience.silence, &mut task).await {
-                Ok(Ok(Some(data))) => return data.convert::<f32>().to_vec().map_err(|_| rank),
-                // closed, or the transport's panic at a lost connection
-                Ok(_) => return Err(rank),
-                Err(_) => {
-                    let question = WsClient::connect(self.peers[rank].clone(), "alive");
-                    let answer = timeout(self.patience.answer, question).await;
-                    if !matches!(answer, Ok(Some(_))) {
-                        task.abort();
-                        return Err(rank);
-                    }
+/// Waits for a download as long as its sender is alive.
+async fn patiently(
+    patience: Patience,
+    sender: Address,
+    mut download: JoinHandle<Option<TensorData>>,
+) -> Option<Vec<f32>> {
+    loop {
+        match timeout(patience.silence, &mut download).await {
+            Ok(Ok(Some(data))) => return data.convert::<f32>().to_vec().ok(),
+            // closed, or the transport's panic at a lost connection
+            Ok(_) => return None,
+            Err(_) => {
+                let question = WsClient::connect(sender.clone(), "alive");
+                let answer = timeout(patience.answer, question).await;
+                if !matches!(answer, Ok(Some(_))) {
+                    download.abort();
+                    return None;
                 }
             }
         }

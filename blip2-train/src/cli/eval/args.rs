@@ -33,6 +33,7 @@ const EXAMPLES: &str = "Examples:
       --out runs/coco --expected caption_coco_opt2.7b
   blip2-train eval vqa questions.json --answers annotations.json --images coco/ --model DIR --out runs/vqa
   blip2-train eval retrieval test.tar --model DIR --out runs/retrieval --k 128
+  blip2-train eval itm pairs.jsonl --labelled --images pictures/ --model DIR --out runs/itm
   blip2-train eval --expected ret_coco --out runs/retrieval
 
 A killed run goes on when it is started again with the same arguments. Several processes (--rank R --world W, or the
@@ -47,7 +48,7 @@ pub enum EvalCommand {
     Caption(CaptionArgs),
     /// Answer questions; official accuracy
     Vqa(VqaArgs),
-    /// Tell captions of a picture from others; accuracy and AUC
+    /// Tell captions of a picture from others; accuracy, AUC and average precision
     Itm(ItmArgs),
     /// Find captions for pictures and pictures for captions; recall at 1, 5 and 10
     Retrieval(RetrievalArgs),
@@ -139,6 +140,15 @@ pub struct VqaArgs {
     /// How answers are scored
     #[arg(long, value_enum, default_value = "vqa")]
     pub rule: RuleArg,
+    /// Bring the words of an answer back to a base form before it is scored (for OK-VQA, whose answers are stemmed)
+    ///
+    /// A word that no human answer of the data set holds is replaced by the first form that one does hold, out of those
+    /// that WordNet's suffix rules for nouns (dogs: dog) and then verbs (riding: ride) give. What LAVIS does here needs
+    /// tables that are not part of this program: spaCy's en_core_web_sm decides by a trained tagger which words are nouns
+    /// or verbs, and knows irregular forms (geese, ridden). Figures with this option lie near LAVIS's, they are not the
+    /// same.
+    #[arg(long, verbatim_doc_comment)]
+    pub lemmatise: bool,
     /// Give questions to the model as written, not cleaned as LAVIS does
     #[arg(long)]
     pub no_clean: bool,
@@ -158,6 +168,10 @@ pub enum RuleArg {
 pub struct ItmArgs {
     #[command(flatten)]
     pub run: RunArgs,
+    /// DATA is a file of pairs that says itself which belong together: rows with `image`, `caption` and `label` (1 or 0);
+    /// nothing is drawn
+    #[arg(long, conflicts_with_all = ["negatives", "seed"])]
+    pub labelled: bool,
     /// Captions of other pictures drawn for each caption
     #[arg(long, default_value_t = 1)]
     pub negatives: usize,

@@ -58,6 +58,7 @@ impl Settle for VqaArgs {
         Ok(Task::Vqa(VqaTask {
             prompt: self.generation.prompt(true),
             clean: !self.no_clean,
+            lemmatise: self.lemmatise,
             answers,
             rule: match self.rule {
                 RuleArg::Vqa => Rule::Vqa,
@@ -91,10 +92,11 @@ impl Settle for ItmArgs {
     }
 
     fn task<B: Kernels>(&self, _: &Session<B>) -> Result<Task> {
-        if self.negatives == 0 {
+        if self.negatives == 0 && !self.labelled {
             bail!("--negatives 0: accuracy needs pairs that do not match; give at least 1");
         }
         Ok(Task::Itm(ItmTask {
+            labelled: self.labelled,
             negatives: self.negatives,
             seed: self.seed,
             clean: !self.no_clean,

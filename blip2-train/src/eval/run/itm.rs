@@ -1,8 +1,9 @@
 //! Matching evaluation: does the model tell a picture's captions from those of other pictures?
 //!
 //! Every caption is a pair that belongs together; as many captions of other pictures are drawn as pairs that do not.
-//! Accuracy is that of the matching head at probability 1/2, averaged over both kinds; AUC is the probability that a
-//! true pair scores above a false one.
+//! Or the data set says itself which of its pairs belong together (`labelled`). Accuracy is that of the matching head at
+//! probability 1/2, averaged over both kinds (of labelled pairs also the plain share); AUC is the probability that a true
+//! pair scores above a false one; AP, average precision, is the area under precision as a step function of recall.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,6 +23,9 @@ use crate::eval::results::{self, Id, Prediction, Score};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ItmTask {
+    /// Pairs as the annotation file labels them; nothing is drawn.
+    #[serde(default)]
+    pub labelled: bool,
     /// Captions of other pictures drawn for each caption.
     pub negatives: usize,
     /// Keys the draw.
@@ -97,8 +101,32 @@ impl ItmTask {
         }
     }
 
-    /// For each picture its captions and others, none of which it shares.
+    /// Captions with their labels.
+    fn labelled_pairs(pictures: &Pictures) -> Result<Vec<Vec<(String, bool)>>, RunError> {
+        let labels = pictures.labels()?;
+        let of = |picture: &super::pictures::Picture| {
+            let captions = picture.captions.iter().zip(&picture.caption_keys);
+            captions
+                .filter_map(|(caption, key)| Some((caption.clone(), *labels.get(key)?)))
+                .collect()
+        };
+        let pairs: Vec<Vec<(String, bool)>> = pictures.list.iter().map(of).collect();
+        for (label, what) in [(true, "pairs with label 1"), (false, "pairs with label 0")] {
+            if !pairs.iter().flatten().any(|(_, of)| *of == label) {
+                return Err(RunError::Nothing {
+                    data: pictures.name().to_owned(),
+                    what,
+                });
+            }
+        }
+        Ok(pairs)
+    }
+
+    /// For each picture its captions and others, none of which it shares; or what the data set says.
     fn pairs(&self, pictures: &Pictures) -> Result<Vec<Vec<(String, bool)>>, RunError> {
+        if self.labelled {
+            return Self::labelled_pairs(pictures);
+        }
         let all: Vec<&String> = pictures.list.iter().flat_map(|p| &p.captions).collect();
         let distinct: HashSet<&String> = all.iter().copied().collect();
         if distinct.len() < 2 {
@@ -159,9 +187,15 @@ impl ItmTask {
         let mut scores = vec![
             figure("ITM accuracy", balanced_accuracy(&probability, &labels, 0.5)),
             figure("ITM AUC", auc(&probability, &labels)),
+            figure("ITM AP", average_precision(&probability, &labels)),
         ];
+        if self.labelled {
+            scores[0].metric = "ITM balanced accuracy".to_owned();
+            scores.insert(0, figure("ITM accuracy", accuracy(&probability, &labels, 0.5)));
+        }
         if cosine.len() == labels.len() {
             scores.push(figure("ITC AUC", auc(&cosine, &labels)));
+            scores.push(figure("ITC AP", average_precision(&cosine, &labels)));
         }
         let cases = rows.iter().flat_map(|row| {
             (0..row.captions.len()).map(|i| {
@@ -190,6 +224,30 @@ impl ItmTask {
             notes: Vec::new(),
         })
     }
+}
+
+/// Share of pairs on the right side of the threshold; in 0 to 1.
+pub fn accuracy(scores: &[f32], labels: &[bool], threshold: f32) -> f64 {
+    let right = scores
+        .iter()
+        .zip(labels)
+        .filter(|(score, label)| (**score > threshold) == **label);
+    right.count() as f64 / labels.len() as f64
+}
+
+/// Average precision: `sum_n (R_n - R_(n-1)) P_n` over the distinct scores as thresholds, highest first, without
+/// interpolation (scikit-learn's `average_precision_score`). NaN without true pairs.
+pub fn average_precision(scores: &[f32], labels: &[bool]) -> f64 {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    let (mut seen, mut found, mut sum) = (0usize, 0usize, 0.0);
+    for tied in order.chunk_by(|a, b| scores[*a] == scores[*b]) {
+        let new = tied.iter().filter(|i| labels[**i]).count();
+        seen += tied.len();
+        found += new;
+        sum += new as f64 * found as f64 / seen as f64;
+    }
+    sum / found as f64
 }
 
 /// Mean of the shares of true pairs above, and of false pairs not above the threshold; in 0 to 1.
@@ -243,6 +301,26 @@ mod tests {
         assert_eq!(auc(&[0.5; 4], &[false, true, true, false]), 0.5);
         assert_eq!(auc(&[0.9, 0.1], &[true, false]), 1.0);
         assert!(auc(&[0.9], &[true]).is_nan());
+    }
+
+    #[test]
+    fn average_precision_as_scikit_learn_has_it() {
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} and {b}");
+        // average_precision_score([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]) = 0.8333..., from its documentation
+        let (labels, scores) = ([false, false, true, true], [0.1, 0.4, 0.35, 0.8]);
+        close(average_precision(&scores, &labels), 5.0 / 6.0);
+        // one threshold for all: the share of true pairs
+        close(average_precision(&[0.5; 4], &[true, false, false, false]), 0.25);
+        // ties are one threshold: 1/2 of the recall at precision 1, the rest at 2/3
+        close(
+            average_precision(&[0.9, 0.5, 0.5], &[true, true, false]),
+            0.5 + 0.5 * 2.0 / 3.0,
+        );
+        assert!(average_precision(&[0.9], &[false]).is_nan());
+        assert_eq!(
+            accuracy(&[0.9, 0.1, 0.1, 0.6], &[true, false, false, false], 0.5),
+            0.75
+        );
     }
 
     #[test]

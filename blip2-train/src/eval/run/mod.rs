@@ -221,6 +221,11 @@ impl<B: Kernels> Runner<B> {
         Meter::new(what, total as u64, self.effort.quiet)
     }
 
+    /// Whether this process has noted before that a picture cannot be read.
+    pub fn is_skipped(&self, position: usize) -> bool {
+        self.skipped.holds(&self.pictures.list[position].id)
+    }
+
     /// Encodes the pictures at `wanted` (ascending), `batch` at a time, and hands them on with their positions.
     /// Pictures that cannot be read are noted in a journal and left out.
     pub fn encode_each(

@@ -14,6 +14,7 @@ use crate::data::facts::{in_order, in_order_without};
 use crate::data::mixture::Source;
 use crate::data::pipeline::{Pipeline, Work};
 use crate::data::prepare::Preparation;
+use crate::data::records::{Container, for_each_row};
 use crate::data::sample::{DataError, ImageSource, Problem, Question, Sample, Skipped};
 use crate::data::source::SourceConfig;
 use crate::data::stream::Data;
@@ -41,6 +42,8 @@ pub struct Picture {
     pub shard: Arc<str>,
     /// Reference captions, as written.
     pub captions: Vec<String>,
+    /// Key of the sample that each caption comes from.
+    pub caption_keys: Vec<String>,
     /// Questions.
     pub questions: Vec<Asked>,
 }
@@ -93,6 +96,20 @@ fn entry(sample: Sample) -> Entry {
         question: sample.question,
         image_id: sample.image_id,
         image_index: sample.image_index,
+    }
+}
+
+/// 0 and 1 as JSON writes them, and as the text that a CSV file has for them.
+fn truth(value: &serde_json::Value) -> Option<bool> {
+    use serde_json::Value;
+    match value {
+        Value::Bool(label) => Some(*label),
+        Value::Number(_) | Value::String(_) => match value.as_str().unwrap_or(&value.to_string()).trim() {
+            "1" | "true" => Some(true),
+            "0" | "false" => Some(false),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -181,6 +198,48 @@ impl Pictures {
         positions.iter().map(|&at| &self.list[at]).collect()
     }
 
+    /// `label` of each sample of an annotation file by key: whether its caption belongs to its picture.
+    ///
+    /// # Errors
+    /// [`RunError::Label`] for a row without one, or if the data set is no file of rows.
+    pub fn labels(&self) -> Result<HashMap<String, bool>, RunError> {
+        let name = &self.source.name;
+        let fault = |row: String, problem: &'static str| RunError::Label {
+            data: name.clone(),
+            row,
+            problem,
+        };
+        let file = match &self.source.data {
+            Data::Rows(set) => PathBuf::from(&**set.shard()),
+            Data::Shards(set) => set.paths.first().cloned().unwrap_or_default(),
+        };
+        let Some(container) = Container::of(&file) else {
+            return Err(fault(
+                "the whole set".into(),
+                "is no .jsonl, .json, .csv or .tsv file",
+            ));
+        };
+        let bytes = std::fs::read(&file).map_err(DataError::io(&file))?;
+        let (mut labels, mut bad, mut number) = (HashMap::new(), None, 0usize);
+        for_each_row(&bytes, container, &file, &mut |row| {
+            // the key of a row is its number
+            let key = number.to_string();
+            number += 1;
+            // a row that cannot be read at all is among the skipped samples
+            let Ok(row) = row else { return };
+            match row.get("label").and_then(truth) {
+                Some(label) => {
+                    labels.insert(key, label);
+                }
+                None => bad = bad.take().or(Some(key)),
+            }
+        })?;
+        match bad {
+            Some(row) => Err(fault(format!("row {row}"), "has no `label` of 0 or 1")),
+            None => Ok(labels),
+        }
+    }
+
     fn read_texts(&mut self, threads: usize) -> Result<(), RunError> {
         #[derive(PartialEq, Eq, Hash)]
         enum Identity {
@@ -217,12 +276,16 @@ impl Pictures {
                     key: entry.key.clone(),
                     shard: entry.shard,
                     captions: Vec::new(),
+                    caption_keys: Vec::new(),
                     questions: Vec::new(),
                 });
             }
             let picture = &mut self.list[at];
             let captions = entry.captions.into_iter().filter(|c| !c.trim().is_empty());
             picture.captions.extend(captions);
+            picture
+                .caption_keys
+                .resize(picture.captions.len(), entry.key.clone());
             picture.questions.extend(entry.question.map(|question| Asked {
                 id: id_of(question.id.as_deref().unwrap_or(&entry.key)),
                 question,

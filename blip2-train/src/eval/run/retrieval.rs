@@ -3,19 +3,22 @@
 //!
 //! A pair's matching score does not depend on the direction it is ranked in, so the pairs that either direction needs
 //! are joined and done picture by picture: the picture's keys and values are computed once for all its texts, and a
-//! finished picture is one line of the journal. The contrastive part is not divided among processes.
+//! finished picture is one line of the journal. The contrastive part is not divided among processes; its embeddings are
+//! kept in files ([`store`]), from which a run that goes on takes them.
 
 mod finish;
 mod matching;
+mod store;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use blip2_model::blip2::ImageFeatures;
 use blip2_model::blip2::retrieval::{contrastive_similarity, first_token};
 use blip2_model::nn::{Context, Kernels};
 use blip2_model::processor::text::{MAX_WORDS, blip_caption};
 use blip2_model::session::SessionError;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +29,7 @@ use crate::eval::results::{self, Id, Prediction};
 use crate::eval::retrieval::{CaptionMap, ScoreTable, rank_of_best};
 use matching::Kept;
 pub(super) use matching::match_texts;
+use store::{Part, Store};
 
 /// Texts whose similarities to a batch of pictures are computed at a time; bounds `[B * Q, texts]`.
 const TEXTS_AT_A_TIME: usize = 4096;
@@ -108,36 +112,35 @@ impl RetrievalTask {
             .filter(|&at| !runner.pictures.list[at].captions.is_empty())
             .collect();
         let texts = self.texts(&runner.pictures.at(&with_captions))?;
-        let embedded = self.embed_texts(runner, &texts.texts)?; // [texts, E]
+        let embedded = self.embed_texts(runner, &texts.texts)?; // parts of [texts, E]
         let mut kept = Kept::default();
+        let (mut store, stored) = Store::open(&store_path(runner, "images"))?;
         let mut rows: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        let meter = runner.meter("contrastive", with_captions.len());
+        for part in &stored {
+            rows.extend(similarities(&runner.session.model.device, part, &embedded)?);
+        }
+        let todo: Vec<usize> = with_captions
+            .iter()
+            .copied()
+            .filter(|at| !rows.contains_key(at) && !runner.is_skipped(*at))
+            .collect();
+        let meter = runner.meter("contrastive", todo.len());
         let keeps = self.k > 0;
-        runner.encode_each(
-            &with_captions,
-            runner.effort.batch,
-            &mut |runner, at, features| {
-                let ctx = Context::eval();
-                let images = runner.session.model.embed_images(&features, &ctx).projected;
-                let images = images.ok_or(SessionError::NoTextBranch)?;
-                let sims: Vec<Vec<f32>> = embedded
-                    .iter()
-                    .map(|texts| floats(contrastive_similarity(images.clone(), texts.clone())))
-                    .collect::<Result<_, _>>()?;
-                for (row, &at) in at.iter().enumerate() {
-                    let of_row = sims.iter().flat_map(|part| {
-                        let columns = part.len() / images.dims()[0];
-                        &part[row * columns..][..columns]
-                    });
-                    rows.insert(at, of_row.copied().collect());
-                }
-                if keeps {
-                    kept.add(at, &features, &runner.effort.share);
-                }
-                meter.add(at.len());
-                runner.folder.tick()
-            },
-        )?;
+        runner.encode_each(&todo, runner.effort.batch, &mut |runner, at, features| {
+            let ctx = Context::eval();
+            let images = runner.session.model.embed_images(&features, &ctx).projected;
+            let part = Part {
+                at: at.to_vec(),
+                values: floats(images.ok_or(SessionError::NoTextBranch)?)?,
+            };
+            rows.extend(similarities(&runner.session.model.device, &part, &embedded)?);
+            store.append(&part)?;
+            if keeps {
+                kept.add(at, &features, &runner.effort.share);
+            }
+            meter.add(at.len());
+            runner.folder.tick()
+        })?;
         drop(meter);
         // a picture that could not be read is no candidate, and its captions ask for nothing
         let readable: Vec<usize> = with_captions
@@ -186,26 +189,38 @@ impl RetrievalTask {
         Ok(self.texts(&pictures.at(readable))?)
     }
 
-    /// Parts of `[texts, E]`.
+    /// Parts of `[texts, E]` in f32.
     fn embed_texts<B: Kernels>(
         &self,
         runner: &Runner<B>,
         texts: &[String],
     ) -> Result<Vec<Tensor<B, 2>>, RunError> {
         let session = &runner.session;
-        let meter = runner.meter("texts", texts.len());
-        let mut parts = Vec::new();
-        for large in texts.chunks(TEXTS_AT_A_TIME) {
-            let mut small = Vec::new();
-            for batch in large.chunks(runner.effort.batch) {
-                let tokens = session.tokenize_texts(batch, Some(self.max_length))?;
-                let embedded = session.model.embed_texts(&tokens, &Context::eval())?.projected;
-                small.push(first_token(embedded.ok_or(SessionError::NoTextBranch)?));
-                meter.add(batch.len());
-            }
-            parts.push(Tensor::cat(small, 0));
+        let (mut store, mut parts) = Store::open(&store_path(runner, "texts"))?;
+        let mut done: usize = parts.iter().map(|part| part.at.len()).sum();
+        let meter = runner.meter("texts", texts.len() - done.min(texts.len()));
+        while done < texts.len() {
+            // batches end where large parts end
+            let large = (done / TEXTS_AT_A_TIME + 1) * TEXTS_AT_A_TIME;
+            let end = (done + runner.effort.batch).min(large).min(texts.len());
+            let tokens = session.tokenize_texts(&texts[done..end], Some(self.max_length))?;
+            let embedded = session.model.embed_texts(&tokens, &Context::eval())?.projected;
+            let part = Part {
+                at: (done..end).collect(),
+                values: floats(first_token(embedded.ok_or(SessionError::NoTextBranch)?))?,
+            };
+            store.append(&part)?;
+            parts.push(part);
+            meter.add(end - done);
+            done = end;
         }
-        Ok(parts)
+        let width = parts.first().map_or(1, |part| part.values.len() / part.at.len());
+        let values: Vec<f32> = parts.into_iter().flat_map(|part| part.values).collect();
+        let tensor = |part: &[f32]| {
+            let data = TensorData::new(part.to_vec(), [part.len() / width, width]);
+            Tensor::from_data(data, (&session.model.device, DType::F32))
+        };
+        Ok(values.chunks(TEXTS_AT_A_TIME * width).map(tensor).collect())
     }
 
     fn match_pairs<B: Kernels>(
@@ -297,6 +312,31 @@ impl Contrastive {
                 .collect(),
         })
     }
+}
+
+/// File of this process' embeddings. Others read none of it: each has all of them, as it needs them all.
+fn store_path<B: Kernels>(runner: &Runner<B>, name: &str) -> PathBuf {
+    let rank = runner.effort.share.rank;
+    runner.folder.path.join(format!("{name}.{rank}.bin"))
+}
+
+/// Rows of the table of similarities, by position of the picture; in f32 whatever the model's dtype.
+fn similarities<B: Kernels>(
+    device: &B::Device,
+    part: &Part,
+    texts: &[Tensor<B, 2>],
+) -> Result<Vec<(usize, Vec<f32>)>, RunError> {
+    let mut rows: Vec<(usize, Vec<f32>)> = part.at.iter().map(|&at| (at, Vec::new())).collect();
+    for texts in texts {
+        let [columns, width] = texts.dims();
+        let shape = [rows.len(), part.values.len() / (rows.len() * width), width]; // [B, Q, E]
+        let images = Tensor::from_data(TensorData::new(part.values.clone(), shape), (device, DType::F32));
+        let sims = floats(contrastive_similarity(images, texts.clone()))?;
+        for ((_, row), sims) in rows.iter_mut().zip(sims.chunks(columns)) {
+            row.extend_from_slice(sims);
+        }
+    }
+    Ok(rows)
 }
 
 fn floats<B: Kernels, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>, RunError> {

@@ -1,6 +1,7 @@
 //! VQA evaluation: open generation, or the likeliest of given answers (LAVIS `vqa`, `gqa`, `aok_vqa` tasks).
 //!
-//! LAVIS passes OK-VQA answers through spaCy's English lemmatizer first; that is not done here.
+//! LAVIS passes OK-VQA predictions through spaCy's English lemmatizer first; [`crate::eval::vqa::lemma`] does what of that
+//! needs no tables of spaCy's.
 
 use std::collections::HashMap;
 
@@ -17,6 +18,7 @@ use super::publish::{Case, Finished, Publisher};
 use super::{RunError, Runner};
 use crate::data::sample::Question;
 use crate::eval::results::{self, Answer, Id, Score};
+use crate::eval::vqa::lemma::BaseForms;
 use crate::eval::vqa::{Annotation, Rule, rounded, score};
 
 /// Settings of a VQA evaluation.
@@ -27,6 +29,9 @@ pub struct VqaTask {
     pub prompt: String,
     /// Clean questions as LAVIS does (lower case, most punctuation gone).
     pub clean: bool,
+    /// Bring words back to base forms before scoring.
+    #[serde(default)]
+    pub lemmatise: bool,
     /// Where answers come from.
     pub answers: AnswerBy,
     /// How they are scored.
@@ -185,10 +190,17 @@ impl VqaTask {
             "predictions",
         )?);
         let said: HashMap<&Id, &Answer> = answers.iter().map(|a| (&a.question_id, a)).collect();
-        let predictions: Vec<Answer> = questions
+        let mut predictions: Vec<Answer> = questions
             .iter()
             .filter_map(|(_, asked)| said.get(&asked.id).map(|a| (*a).clone()))
             .collect();
+        if self.lemmatise {
+            let all = questions.iter().flat_map(|(_, asked)| &asked.question.answers);
+            let forms = BaseForms::of(all.map(|answer| answer.text.as_str()));
+            predictions
+                .iter_mut()
+                .for_each(|prediction| prediction.answer = forms.of_answer(&prediction.answer));
+        }
         publisher.all_done(predictions.len(), questions.len())?;
         publisher.write("predictions.json", &predictions)?;
         let mut finished = Finished {

@@ -5,6 +5,7 @@
 //! ([`normalise`]). A-OKVQA: `min(1, matches / 3)` on the strings as they are. GQA: one answer, both sides through both
 //! steps. Figures are percentages; a report rounds them to two decimals as the official tools do.
 
+pub mod lemma;
 pub mod normalise;
 
 use std::collections::{BTreeMap, HashMap};

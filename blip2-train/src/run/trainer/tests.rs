@@ -148,18 +148,35 @@ fn train_captions(config: TrainerConfig, batch: usize, folder: &Path) -> Module 
     trainer.module().clone()
 }
 
+/// Options under which an update is as exact as its gradient.
+///
+/// AdamW's first update is `lr g / (|g| + eps)`: with the usual epsilon of 1e-8 it has the sign of a gradient that is
+/// nothing but rounding and the full size of the learning rate. The key biases' gradient is that (softmax does not change
+/// when a number is added to a whole row), and at the start, where all embeddings are alike, so nearly are the gradients
+/// of the projections: runs that add up in another order lie 1e-3 apart there, measured, although no gradient is wrong.
+/// With `eps` far above the noise of a gradient the update is continuous in it; with 1 it is proportional to it.
+fn smooth(eps: f64) -> TrainerConfig {
+    TrainerConfig {
+        optimizer: AdamWConfig {
+            eps,
+            ..AdamWConfig::default()
+        },
+        ..config(3)
+    }
+}
+
 #[test]
 fn accumulated_micro_batches_equal_one_large_batch() {
     let folder = tempfile::tempdir().unwrap();
-    let whole = train_captions(config(3), 6, &folder.path().join("whole"));
+    let whole = train_captions(smooth(1e-4), 6, &folder.path().join("whole"));
     let parts = TrainerConfig {
         accumulate: 3,
-        ..config(3)
+        ..smooth(1e-4)
     };
     let parts = train_captions(parts, 2, &folder.path().join("parts"));
-    // sums in another order, which Adam magnifies where a gradient is mostly rounding
+    // sums in another order: 5e-7
     let error = distance(&captioning().1, &whole, &parts);
-    assert!(error < 1e-3, "{error}");
+    assert!(error < 1e-5, "{error}");
     // and the batches differ in their token counts, so a mean of means would be something else
     let counts: Vec<_> = (0..3)
         .map(|i| captioning().0.target_count(&captions(2 * i, 2)))
@@ -167,23 +184,15 @@ fn accumulated_micro_batches_equal_one_large_batch() {
     assert!(counts.iter().any(|&n| n != counts[0]), "{counts:?}");
 }
 
-#[test]
-fn four_processes_with_two_pairs_each_equal_one_with_eight() {
+/// Stage 1 in one process with eight pairs a step and in four with two each; their logged losses agree to 1e-5.
+fn one_and_four(config: &TrainerConfig) -> (Module, Module) {
     let folder = tempfile::tempdir().unwrap();
     let one = {
         let (stage, module) = contrasting(false);
         let parts = RunParts::new(folder.path().join("one"), keys());
-        let mut trainer = Trainer::open(config(3), parts, stage, module, device()).unwrap();
+        let mut trainer = Trainer::open(config.clone(), parts, stage, module, device()).unwrap();
         trainer.run(&mut Counter::new(8, pairs), &mut ()).unwrap();
         trainer.module().clone()
-    };
-    let losses = |run: &str| -> Vec<(usize, &str, f64)> {
-        let rows = super::super::log::read(&folder.path().join(run)).unwrap();
-        let names = ["itc", "itm", "itg", "gradient_norm"];
-        rows.iter()
-            .enumerate()
-            .flat_map(|(row, values)| names.map(|name| (row, name, values[name].as_f64().unwrap())))
-            .collect()
     };
     let four = local::run(4, |me| {
         let (stage, module) = contrasting(false);
@@ -197,7 +206,7 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
             stride: 8,
             ..Counter::new(2, pairs)
         };
-        let mut trainer = Trainer::open(config(3), parts, stage, module, device()).unwrap();
+        let mut trainer = Trainer::open(config.clone(), parts, stage, module, device()).unwrap();
         trainer.run(&mut source, &mut ()).unwrap();
         trainer.module().clone()
     });
@@ -208,25 +217,69 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
             "processes drifted apart"
         );
     }
+    let losses = |run: &str| -> Vec<(usize, &str, f64)> {
+        let rows = super::super::log::read(&folder.path().join(run)).unwrap();
+        let names = ["itc", "itm", "itg", "gradient_norm"];
+        rows.iter()
+            .enumerate()
+            .flat_map(|(row, values)| names.map(|name| (row, name, values[name].as_f64().unwrap())))
+            .collect()
+    };
     for ((row, name, one), (_, _, four)) in losses("one").into_iter().zip(losses("four")) {
         assert!(
             (one - four).abs() < 1e-5 * one,
             "{name} of row {row}: {one} and {four}"
         );
     }
-    // three updates of up to 1e-4 each, see above
-    // sums in another order, which Adam magnifies where a gradient is mostly rounding
-    // (3e-4 to 1.1e-3, by instruction set and by which operations are fused)
-    let error = distance(&contrasting(false).1, &one, &four[0]);
-    assert!(error < 2e-3, "{error}");
+    let four = four.into_iter().next().unwrap();
+    (one, four)
 }
 
+#[test]
+fn four_processes_with_two_pairs_each_equal_one_with_eight() {
+    let start = contrasting(false).1;
+    // the steps of a training run, up to 3e-3 long: no weight differs by more than 1e-5 (9e-7)
+    let (one, four) = one_and_four(&smooth(1e-4));
+    let (one, four) = (host_values(&one), host_values(&four));
+    for (name, one) in &one {
+        for (one, four) in one.iter().zip(&four[name]) {
+            assert!((one - four).abs() < 1e-5, "{name}: {one} and {four}");
+        }
+    }
+    // updates proportional to gradients: within 1e-5 of their length (7e-7); every tensor by itself within five times
+    // that (5e-6), but for the key biases, whose gradient is zero
+    let (one, four) = one_and_four(&smooth(1.0));
+    let error = distance(&start, &one, &four);
+    assert!(error < 1e-5, "{error}");
+    let (start, one, four) = (host_values(&start), host_values(&one), host_values(&four));
+    let norm = |a: &[f32], b: &[f32]| {
+        let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
+    for (name, start) in &start {
+        let (way, apart) = (norm(start, &one[name]), norm(&one[name], &four[name]));
+        match name.ends_with("key.bias") {
+            true => assert!(way < 1e-12, "{name} moved by {way}"),
+            false => assert!(apart < 5e-5 * way, "{name}: {apart} apart after {way}"),
+        }
+    }
+}
+
+/// Eight pairs are learnt by heart, as far as label smoothing allows.
+///
+/// All embeddings are alike at first, so the contrastive loss stays at ln 8 until the projections tear them apart within a
+/// few steps of large gradients, and how far it has come soon after that depends on rounding (1.2 to 1.6 at step 60).
+/// With gradients clipped to 1, and 200 steps, three roundings end at 0.47 to 0.51, and at 1.23 to 1.24 for generation.
 #[test]
 fn training_learns() {
     let folder = tempfile::tempdir().unwrap();
     let (stage, module) = contrasting(false);
     let parts = RunParts::new(folder.path(), keys());
-    let mut trainer = Trainer::open(config(60), parts, stage, module, device()).unwrap();
+    let config = TrainerConfig {
+        clip_norm: Some(1.0),
+        ..config(200)
+    };
+    let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
     // the same eight pairs again and again
     let mut source = Counter {
         stride: 0,
@@ -235,15 +288,14 @@ fn training_learns() {
     trainer.run(&mut source, &mut ()).unwrap();
     let rows = super::super::log::read(folder.path()).unwrap();
     let loss = |row: usize, name: &str| rows[row][name].as_f64().unwrap();
-    // at the start nothing is known: ln 8, about ln 2 or more, ln 40
+    // at the start nothing is known: ln 8, ln 40
     assert!((loss(0, "itc") - 8f64.ln()).abs() < 0.3, "{}", loss(0, "itc"));
     assert!((loss(0, "itg") - 40f64.ln()).abs() < 0.3, "{}", loss(0, "itg"));
-    // the step at which the gradient norm jumps to 30 makes the rest chaotic: rounding alone takes itc to 1.29 or 1.69
-    for (name, share) in [("itc", 0.87), ("itg", 0.7)] {
+    for (name, share) in [("itc", 0.4), ("itg", 0.45)] {
         assert!(
-            loss(59, name) < share * loss(0, name),
+            loss(199, name) < share * loss(0, name),
             "{name}: {}",
-            loss(59, name)
+            loss(199, name)
         );
     }
 }
@@ -276,6 +328,98 @@ fn a_power_of_two_on_the_loss_changes_nothing() {
     };
     let scaled = train_captions(scaled, 3, &folder.path().join("scaled"));
     assert_eq!(host_values(&plain), host_values(&scaled));
+}
+
+/// The batches of the given numbers.
+struct Chosen(std::vec::IntoIter<usize>);
+
+impl BatchSource<LmBatch> for Chosen {
+    fn next_batch(&mut self) -> Result<LmBatch, SourceError> {
+        Ok(captions(3 * self.0.next().ok_or("no more")?, 3))
+    }
+
+    fn cursor(&self) -> Value {
+        Value::Null
+    }
+
+    fn seek(&mut self, _: &Value) -> Result<(), SourceError> {
+        Err("it cannot".into())
+    }
+}
+
+/// A scale so high that f32 overflows, as f16 does under the usual ones: what is skipped, what the scale does, and that
+/// in the end nothing but the skipped batches is missing.
+#[test]
+fn steps_that_overflow_are_skipped_and_the_scale_recovers() {
+    // 2^129 itself is beyond f32, so the first steps overflow whatever their gradients are
+    let scaler = ScalerConfig {
+        initial: 2f64.powi(129),
+        interval: 3,
+        ..ScalerConfig::default()
+    };
+    let config = |steps, scaler| TrainerConfig {
+        schedule: Schedule {
+            peak: 1e-3,
+            min: 1e-3,
+            warmup_from: 1e-3,
+            warmup_steps: 0,
+            shape: Shape::Constant,
+        },
+        scaler,
+        ..config(steps)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, config: TrainerConfig, batches: Vec<usize>| {
+        let (stage, module) = captioning();
+        let start = host_values(&module);
+        let parts = RunParts::new(folder.path().join(name), keys());
+        let mut trainer = Trainer::open(config, parts, stage, module, device()).unwrap();
+        trainer.run(&mut Chosen(batches.into_iter()), &mut ()).unwrap();
+        let after = host_values(trainer.module());
+        assert_eq!(
+            trainer.optimizer.state().is_empty(),
+            start == after,
+            "moments without an update"
+        );
+        (start, after)
+    };
+    let rows = |name: &str| -> (Vec<bool>, Vec<f64>) {
+        let rows = super::super::log::read(&folder.path().join(name)).unwrap();
+        let number = |name: &'static str| rows.iter().map(move |row| row[name].as_f64().unwrap());
+        (
+            number("applied").map(|applied| applied == 1.0).collect(),
+            number("loss_scale").collect(),
+        )
+    };
+
+    // one step: half the scale; weights and moments as if it had not been
+    let (start, after) = run("skipped", config(1, Some(scaler)), vec![0]);
+    assert_eq!(start, after);
+    assert_eq!(rows("skipped"), (vec![false], vec![2f64.powi(128)]));
+
+    // more steps: the scale falls until it fits, and after three good steps in a row it is tried higher again
+    let steps = 12;
+    let (_, scaled) = run(
+        "recovers",
+        config(steps, Some(scaler)),
+        (0..steps as usize).collect(),
+    );
+    let (applied, scales) = rows("recovers");
+    assert!(applied.iter().any(|applied| *applied), "{scales:?}");
+    assert!(
+        scales.windows(2).any(|pair| pair[1] == 2.0 * pair[0]),
+        "{scales:?}"
+    );
+    let mut rule = LossScaler::new(scaler);
+    for (step, applied) in applied.iter().enumerate() {
+        rule.update(*applied);
+        assert_eq!(scales[step], rule.scale(), "step {step}");
+    }
+
+    // a power of two changes no bit of a gradient, so a run over the batches that were applied gives the same weights
+    let chosen: Vec<usize> = (0..steps as usize).filter(|&step| applied[step]).collect();
+    let (_, plain) = run("plain", config(chosen.len() as u64, None), chosen);
+    assert_eq!(plain, scaled);
 }
 
 #[test]
