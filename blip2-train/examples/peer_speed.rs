@@ -124,7 +124,7 @@ impl Worker {
                 let picture = Session::<Flex>::read_image(Path::new(image))?;
                 let request = Request {
                     image: image.to_string(),
-                    prompt: String::new(),
+                    prompt: "a photo of".into(),
                     question: String::new(),
                     options: GenerateOptions {
                         max_new_tokens: tokens,

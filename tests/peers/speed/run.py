@@ -224,7 +224,7 @@ def main():
     folder = checkpoint(base, "opt-2.7b", args.layers)
     picture = str(sorted(PICTURES.glob("*.jpg"))[0])
     if args.blip2.exists() and not args.only:
-        ours = [str(args.blip2), "caption", "--model", str(folder), "--dtype", "bf16", picture]
+        ours = [str(args.blip2), "caption", "--model", str(folder), "--dtype", "bf16", "--prompt", "a photo of", picture]
         theirs = [sys.executable, str(HERE / "torch_caption.py"), str(folder), picture]
         pairs = [(first_caption(ours, args.threads), first_caption(theirs, args.threads)) for _ in range(args.rounds)]
         row = {"task": "process start to first caption, bf16"}

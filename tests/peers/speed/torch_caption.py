@@ -12,7 +12,7 @@ from transformers import AutoProcessor, Blip2ForConditionalGeneration
 folder, picture = sys.argv[1:]
 model = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
 processor = AutoProcessor.from_pretrained(folder)
-inputs = processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")
+inputs = processor(images=Image.open(picture).convert("RGB"), text="a photo of", return_tensors="pt")
 inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
 with torch.inference_mode():
     out = model.generate(**inputs)

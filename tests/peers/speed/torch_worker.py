@@ -75,7 +75,8 @@ class Worker:
                 soft = noise(batch, 32, words.shape[-1]).to(words.dtype)
                 self.generate(torch.cat([soft, words], 1), tokens, beams)
             elif task == "caption":
-                inputs = self.processor(images=Image.open(image).convert("RGB"), return_tensors="pt")
+                picture = Image.open(image).convert("RGB")
+                inputs = self.processor(images=picture, text="a photo of", return_tensors="pt")
                 inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
                 out = self.model.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, num_beams=beams, do_sample=False
