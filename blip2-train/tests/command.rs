@@ -673,7 +673,7 @@ fn the_loader_is_measured_against_the_steps_of_a_recipe() {
     );
     refused(
         &["data", "bench", &recipe, "--set", "train.batch=2"],
-        "train.batch",
+        "unknown field `batch`",
     );
 }
 
