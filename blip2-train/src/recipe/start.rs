@@ -140,6 +140,7 @@ where
             itm_weight: options.itm_weight,
             itg_weight: options.itg_weight,
             image_ids: options.image_ids,
+            text_only: options.text_only,
             dec_token: id(special.and_then(|s| s.dec), "[DEC]")?,
             pad_token: id(special.and_then(|s| s.pad), "[PAD]")?,
         };
@@ -172,7 +173,6 @@ where
     fn stage2(&self) -> Result<Ended, RecipeError> {
         let config = Stage2Config {
             llm_dropout: self.recipe.stage2.llm_dropout,
-            projection_only: self.recipe.stage2.projection_only,
         };
         let (device, seed) = (self.device.clone(), self.recipe.train.seed);
         let bridge = self.bridge()?;

@@ -219,6 +219,8 @@ pub struct Stage1Section {
     pub itg_weight: f64,
     /// Captions of one picture are positives of each other (retrieval fine-tuning).
     pub image_ids: bool,
+    /// Train the text branch and the heads alone, so that a bridge from stage 2 retrieves again and captions as before.
+    pub text_only: bool,
 }
 
 impl Default for Stage1Section {
@@ -229,6 +231,7 @@ impl Default for Stage1Section {
             itm_weight: 1.0,
             itg_weight: 1.0,
             image_ids: false,
+            text_only: false,
         }
     }
 }
@@ -245,8 +248,6 @@ pub struct Stage2Section {
     pub template: String,
     /// Whether the frozen language model's dropout is active, as it is in LAVIS.
     pub llm_dropout: bool,
-    /// Train the projection into the language model alone and leave the Q-Former as stage 1 made it.
-    pub projection_only: bool,
 }
 
 impl Default for Stage2Section {
@@ -256,7 +257,6 @@ impl Default for Stage2Section {
             prompt: String::new(),
             template: "Question: {} Answer:".into(),
             llm_dropout: true,
-            projection_only: false,
         }
     }
 }

@@ -34,6 +34,9 @@ pub struct Stage1Config {
     pub itg_weight: f64,
     /// Pairs with the same picture are positives of each other and never negatives (retrieval fine-tuning).
     pub image_ids: bool,
+    /// Only the text branch and the heads learn; what the queries pass through stays as it is. After stage 2 this
+    /// lets one checkpoint retrieve and match again without changing a caption.
+    pub text_only: bool,
     /// `[DEC]`, the beginning of generated text.
     pub dec_token: i64,
     /// Padding id.
@@ -48,6 +51,7 @@ impl Default for Stage1Config {
             itm_weight: 1.0,
             itg_weight: 1.0,
             image_ids: false,
+            text_only: false,
             dec_token: 30522,
             pad_token: 0,
         }
@@ -61,6 +65,21 @@ pub struct Stage1<B: AutodiffBackend, M: Trainable<B>> {
     device: B::Device,
     injected: Option<HardNegatives>,
     module: PhantomData<M>,
+}
+
+/// Whether queries that go to a language model never meet this parameter.
+fn beside_queries(name: &str) -> bool {
+    [
+        "embeddings.",
+        "ffn_text.",
+        "vision_projection.",
+        "text_projection.",
+        "itm_head.",
+        "lm_head.",
+        "temp",
+    ]
+    .iter()
+    .any(|part| name.starts_with(part) || name.contains(&format!(".{part}")))
 }
 
 /// Picture identities of this process and of all.
@@ -122,7 +141,11 @@ where
         let encoded = module.encode(&self.encoder, &batch.images, &self.device, &ctx)?;
         let border = encoded.global(step.collective)?;
         let losses = self.losses(&bridge, &border, batch, &ctx, step)?;
-        border.finish(recording, module, losses, step)
+        let mut output = border.finish(recording, module, losses, step)?;
+        if self.config.text_only {
+            output.gradients.retain(|name, _| beside_queries(name));
+        }
+        Ok(output)
     }
 }
 

@@ -16,26 +16,17 @@ use super::graph::Recording;
 use super::{Frozen, LmBatch, Stage, StageError, StepContext, StepOutput, Trainable};
 use crate::losses;
 
-/// Part of the paths of the projection's parameters, in every trainable module.
-const PROJECTION: &str = "language_projection.";
-
 /// Options of stage 2.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Stage2Config {
     /// Whether the frozen language model's dropout is active while training, as it is in LAVIS.
     pub llm_dropout: bool,
-    /// Only the projection into the language model learns: the Q-Former stays what stage 1 made of it, so that one
-    /// checkpoint both retrieves and captions.
-    pub projection_only: bool,
 }
 
 impl Default for Stage2Config {
     fn default() -> Self {
-        Self {
-            llm_dropout: true,
-            projection_only: false,
-        }
+        Self { llm_dropout: true }
     }
 }
 
@@ -95,11 +86,7 @@ where
         let llm = adapted.as_ref().unwrap_or(&self.llm);
         let logits = llm.teacher_forced(prompt, &target.ids, &target.mask, llm_ctx);
         let loss = losses::lm(logits, &batch.labels, step.normaliser);
-        let mut output = border.finish(recording, module, vec![("lm", loss)], step)?;
-        if self.config.projection_only {
-            output.gradients.retain(|name, _| name.contains(PROJECTION));
-        }
-        Ok(output)
+        border.finish(recording, module, vec![("lm", loss)], step)
     }
 }
 

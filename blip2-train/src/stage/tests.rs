@@ -153,6 +153,23 @@ fn stage1_trains_exactly_the_parameters_of_the_specification() {
 }
 
 #[test]
+fn text_only_trains_what_stage_2_does_not_have() {
+    let module: Bridge<B> = stage1_bridge(qformer(), &device());
+    let config = Stage1Config {
+        dec_token: DEC,
+        text_only: true,
+        ..Stage1Config::default()
+    };
+    let stage = Stage1::<B, Bridge<B>>::new(encoder(&device()), config, device());
+    let batch = pairs(0, 4);
+    let out = stage.step(&module, &batch, &context(stage.target_count(&batch) as f64));
+    let both = paths(lavis_names(3, false));
+    let mut alone = paths(lavis_names(3, true));
+    alone.retain(|name| !both.contains(name));
+    assert_eq!(trained(&out.unwrap().gradients), alone);
+}
+
+#[test]
 fn stage2_trains_exactly_the_parameters_of_the_specification() {
     let module: Bridge<B> = stage2_bridge(qformer(), &device());
     let llm = Frozen::new::<B>(toy_lm::<B>(&device()));

@@ -26,20 +26,36 @@ ROOT = HERE.parents[2]
 GEN = ROOT / "tests/fixtures/gen"
 PICTURES = ROOT / "tests/fixtures/processor/images"
 
-# name, task, and what a step of the result is divided by
-TASKS = [
+GREEDY = {"task": "generate", "tokens": 17, "minus": {"task": "generate", "tokens": 1}, "per": 16}
+BEAM = {"task": "generate", "tokens": 17, "beams": 5, "minus": {"task": "generate", "tokens": 1, "beams": 5}, "per": 16}
+
+# name, task; `minus` is subtracted and `per` divides what is left
+INFERENCE = [
     ("vision, batch 1", {"task": "vision", "batch": 1}),
     ("vision, batch 8", {"task": "vision", "batch": 8}),
     ("Q-Former, batch 1", {"task": "qformer", "batch": 1}),
     ("prefill and first token, 40 positions", {"task": "generate", "tokens": 1}),
-    ("greedy, per token", {"task": "generate", "tokens": 17, "minus": {"task": "generate", "tokens": 1}, "per": 16}),
-    (
-        "beam 5, per token",
-        {"task": "generate", "tokens": 17, "beams": 5, "minus": {"task": "generate", "tokens": 1, "beams": 5}, "per": 16},
-    ),
+    ("greedy, per token", GREEDY),
+    ("beam 5, per token", BEAM),
     ("picture file to caption of 10 tokens", {"task": "caption", "tokens": 10}),
     ("checkpoint load", {"task": "load"}),
+]
+TRAINING = [
+    ("training step, stage 1, stored features, batch 8", {"task": "stage1", "batch": 8}),
     ("training step, stage 2, batch 2", {"task": "train", "batch": 2}),
+]
+DECODING = [task for task in INFERENCE if "token" in task[0]]
+VISION = [task for task in INFERENCE if "vision" in task[0]]
+
+# title, checkpoint, our dtype, our dtype of the language model, theirs, tasks
+CASES = [
+    ("ViT-g + OPT-2.7B, f32 against f32", "opt-2.7b", "f32", None, "f32", INFERENCE + TRAINING),
+    ("ViT-g + OPT-2.7B, bf16 against bf16", "opt-2.7b", "bf16", None, "bf16", INFERENCE),
+    ("ViT-g, bf16 against bf16 with torch.compile", "opt-2.7b", "bf16", None, "bf16-compile", VISION),
+    ("OPT-2.7B, int8 against bf16", "opt-2.7b", "bf16", "int8", "bf16", DECODING),
+    ("OPT-2.7B, int4 against bf16", "opt-2.7b", "bf16", "int4", "bf16", DECODING),
+    ("ViT-L + Flan-T5-XL, f32 against f32", "flan-t5-xl", "f32", None, "f32", INFERENCE),
+    ("ViT-L + Flan-T5-XL, bf16 against bf16", "flan-t5-xl", "bf16", None, "bf16", INFERENCE),
 ]
 
 
@@ -93,20 +109,17 @@ def first_caption(command, threads):
     return {"wall_ms": (time.perf_counter() - start) * 1e3, "cpu_ms": cpu * 1e3}
 
 
-def compare(folder, binary, dtypes, args):
-    """Rows of one checkpoint: ours and theirs in alternation."""
-    ours_dtype, llm, theirs_dtype = dtypes
-    ours = Side([str(binary), str(folder), ours_dtype, *([llm] if llm else [])], args.threads)
+def compare(folder, case, args):
+    """Rows of one case: ours and theirs in alternation."""
+    _, _, ours_dtype, llm, theirs_dtype, tasks = case
+    tasks = [task for task in tasks if not args.only or args.only in task[0]]
+    if not tasks:
+        return []
+    ours = Side([str(args.worker), str(folder), ours_dtype, *([llm] if llm else [])], args.threads)
     theirs = Side([sys.executable, str(HERE / "torch_worker.py"), str(folder), theirs_dtype], args.threads)
     rows = []
     key = f"{args.measure}_ms"
-    for name, job in TASKS:
-        if args.only and args.only not in name:
-            continue
-        if llm and not ("token" in name):
-            continue
-        if llm and job["task"] == "train":
-            continue
+    for name, job in tasks:
         times, peaks = ([], []), [0, 0]
         for round_ in range(args.rounds + 1):
             for i, side in enumerate((ours, theirs)):
@@ -116,7 +129,7 @@ def compare(folder, binary, dtypes, args):
                     times[i].append(time)
         a, b = (statistics.median(t) for t in times)
         rows.append({"task": name, "ours_ms": a, "theirs_ms": b, "ours_mb": peaks[0], "theirs_mb": peaks[1]})
-        print(f"  {name:40} {a:10.1f} {b:10.1f} ms   x{b / max(a, 1e-9):.2f}", file=sys.stderr, flush=True)
+        print(f"  {name:50} {a:10.1f} {b:10.1f} ms   x{b / max(a, 1e-9):.2f}", file=sys.stderr, flush=True)
     ours.close()
     theirs.close()
     return rows
@@ -124,12 +137,11 @@ def compare(folder, binary, dtypes, args):
 
 def checkpoint(base, kind, layers):
     """A random checkpoint; made once per folder."""
-    folder = base / kind
+    folder = base / f"{kind}-{layers}"
     if not (folder / "config.json").exists():
-        script = {
-            "vit-g + opt-2.7b": ["opt27b_random.py", str(folder), "--float32", "--layers", str(layers)],
-        }[kind]
-        subprocess.run([sys.executable, *script], cwd=GEN, check=True, stdout=subprocess.DEVNULL)
+        options = ["--model", kind, "--vision", {"opt-2.7b": "g", "flan-t5-xl": "l"}[kind], "--layers", str(layers)]
+        script = [sys.executable, "random_published.py", str(folder), "--float32", *options]
+        subprocess.run(script, cwd=GEN, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
@@ -144,7 +156,7 @@ def markdown(results, args):
         "",
         f"{machine()}. {args.threads} thread(s), medians of {args.rounds}, "
         f"{'processor' if args.measure == 'cpu' else 'wall'} time. torch {version('torch')}, transformers "
-        f"{version('transformers')} (eager). Random weights at full width and full vocabulary with "
+        f"{version('transformers')} (eager where nothing else is said). Random weights at full width and full vocabulary with "
         f"{args.layers} layers in the image encoder and in the language model (12 in the Q-Former).",
         "",
         "Ratios above 1 are in our favour. Peak memory is that of the process up to the end of the task, in the "
@@ -204,16 +216,12 @@ def main():
         sys.exit(f"{args.worker} is missing; run: cargo build --release --example peer_speed")
     base = args.keep or Path(tempfile.mkdtemp(prefix="peer-speed-"))
     base.mkdir(parents=True, exist_ok=True)
-    folder = checkpoint(base, "vit-g + opt-2.7b", args.layers)
     results = []
-    for title, dtypes in [
-        ("f32 against f32", ("f32", None, "f32")),
-        ("bf16 against bf16", ("bf16", None, "bf16")),
-        ("int8 language model against bf16", ("bf16", "int8", "bf16")),
-        ("int4 language model against bf16", ("bf16", "int4", "bf16")),
-    ]:
-        print(title, file=sys.stderr, flush=True)
-        results.append({"title": title, "rows": compare(folder, args.worker, dtypes, args)})
+    for case in CASES:
+        print(case[0], file=sys.stderr, flush=True)
+        rows = compare(checkpoint(base, case[1], args.layers), case, args)
+        results += [{"title": case[0], "rows": rows}] if rows else []
+    folder = checkpoint(base, "opt-2.7b", args.layers)
     picture = str(sorted(PICTURES.glob("*.jpg"))[0])
     if args.blip2.exists() and not args.only:
         ours = [str(args.blip2), "caption", "--model", str(folder), "--dtype", "bf16", picture]

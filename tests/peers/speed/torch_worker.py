@@ -1,17 +1,22 @@
 """The peer's side of `run.py`: transformers on torch, one task per line of standard input.
 
-    python torch_worker.py FOLDER DTYPE      (f32 or bf16)
+    python torch_worker.py FOLDER DTYPE      (f32, bf16, or bf16-compile: the image encoder through torch.compile)
 """
 
 import json
 import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "fixtures/gen"))
+import lavis_losses
+import lavis_reference
 
 TEXT = [2, 45, 5, 9, 12, 7, 33, 21]
 
@@ -28,6 +33,7 @@ class Worker:
         self.model = self.load()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.learner = False
+        self.stage1 = None
 
     def load(self):
         model = Blip2ForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
@@ -57,6 +63,8 @@ class Worker:
     def run(self, task, batch, tokens, beams, image):
         if task == "train":
             return self.train(batch)
+        if task == "stage1":
+            return self.pretrain(batch)
         with torch.inference_mode():
             if task == "vision":
                 self.model.vision_model(noise(batch, 3, 224, 224).to(self.dtype))
@@ -78,6 +86,21 @@ class Worker:
             else:
                 raise ValueError(task)
 
+    def pretrain(self, batch):
+        """Stage 1 from stored features of ViT-g: contrast, matching, generation, gradients of all that trains."""
+        if self.stage1 is None:
+            sizes = dict(width=768, heads=12, hidden=3072, layers=12, vocab=30523, positions=512, queries=32, shared=256)
+            self.stage1 = lavis_reference.Stage1(None, 1408, **sizes)
+            for tensor in self.stage1.parameters():
+                torch.nn.init.normal_(tensor, std=0.02) if tensor.dim() > 1 else None
+        ids = torch.tensor([[101, *range(2000, 2014), 102]] * batch)
+        negatives = (torch.arange(batch).roll(1)[None], torch.arange(batch).roll(2)[None])
+        out = lavis_losses.stage1(
+            self.stage1, noise(batch, 257, 1408), ids, torch.ones_like(ids), 30522, 0, negatives=negatives
+        )
+        self.stage1.zero_grad(set_to_none=True)
+        (out["itc"] + out["itm"] + out["itg"]).sum().backward()
+
     def train(self, batch):
         if not self.learner:
             self.model.requires_grad_(False)
@@ -98,9 +121,12 @@ class Worker:
 
 
 def main():
-    folder, dtype = sys.argv[1], {"f32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2]]
+    name, _, compiled = sys.argv[2].partition("-")
+    folder, dtype = sys.argv[1], {"f32": torch.float32, "bf16": torch.bfloat16}[name]
     start = time.perf_counter()
     worker = Worker(folder, dtype)
+    if compiled:
+        worker.model.vision_model = torch.compile(worker.model.vision_model)
     print(json.dumps({"load_ms": (time.perf_counter() - start) * 1e3}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -1,0 +1,169 @@
+"""Second part of the nano model's frozen encoder: drawings of one thing in different styles come together.
+
+    pip install torch numpy pillow safetensors
+    python assets/recipes/nano/align.py --vit runs/nano/cut --out runs/nano/vit [--concepts train]
+
+Contrast between pictures (no text): a batch holds pairs, the same concept drawn in two of the five training styles,
+and the other pairs are the negatives (InfoNCE, as SimCLR's with styles in the place of augmentations). The pooled
+tokens `[CLS | mean of the patches]` are compared in the standardised space of the encoder before training. Concepts
+come in runs of four neighbours of the table, which are mostly of one family, so that a man and a woman at the same
+work are told apart. Fluent, the test style, is never read. `--concepts train` leaves out the held-out concepts as well.
+
+`post_layernorm`, which the trainer goes on training as `ln_vision`, starts as the standardisation of every dimension.
+"""
+
+import argparse
+import io
+import math
+import os
+import random
+import tarfile
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+STYLES = ("noto", "twemoji", "blob", "emojione", "mono")
+BLOCKS, GRID, WIDTH, HEADS = 8, 6, 384, 6
+SIZE = 14 * GRID
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+RUNS, RUN, TEMPERATURE = 24, 4, 0.07
+MODEL = "vision_model."
+
+
+def drawings(splits):
+    """Concept -> style -> picture `[3, 84, 84]`, 8 bits."""
+    out = {}
+    for style in STYLES:
+        for split in splits:
+            with tarfile.open(os.path.join(HERE, f"../../data/emoji/{style}-{split}.tar")) as tar:
+                for member in tar:
+                    if member.name.endswith(".png"):
+                        image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+                        image = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+                        concept = os.path.basename(member.name).removesuffix(".png").removeprefix(style + "-")
+                        out.setdefault(concept, {})[style] = torch.tensor(image).permute(2, 0, 1)
+    return dict(sorted(out.items()))
+
+
+def varied(images):
+    """Pictures `[B, 3, S, S]` in 0..1, moved, stretched and recoloured a little, on white."""
+    count = len(images)
+    between = lambda low, high: low + (high - low) * torch.rand(count)
+    angle, scale, aspect = between(-0.2, 0.2), between(0.82, 1.18), between(0.92, 1.08)
+    cos, sin, shift = angle.cos() * scale, angle.sin() * scale, (between(-0.08, 0.08), between(-0.08, 0.08))
+    maps = torch.stack([cos * aspect, -sin, shift[0], sin * aspect, cos, shift[1]], 1).view(count, 2, 3)
+    grid = F.affine_grid(maps, images.shape, align_corners=False)
+    images = 1 - F.grid_sample(1 - images, grid, align_corners=False)
+    # hue and saturation turn and stretch the colour plane of YIQ
+    saturation = between(0.45, 1.5) * (torch.rand(count) > 0.12)
+    hue = between(-0.45, 0.45)
+    luma = torch.einsum("bchw,c->bhw", images, torch.tensor([0.299, 0.587, 0.114]))
+    i = torch.einsum("bchw,c->bhw", images, torch.tensor([0.596, -0.274, -0.322]))
+    q = torch.einsum("bchw,c->bhw", images, torch.tensor([0.211, -0.523, 0.312]))
+    cos, sin = ((hue.cos() * saturation).view(-1, 1, 1), (hue.sin() * saturation).view(-1, 1, 1))
+    i, q = cos * i - sin * q, sin * i + cos * q
+    images = torch.stack([luma + 0.956 * i + 0.621 * q, luma - 0.272 * i - 0.647 * q, luma - 1.106 * i + 1.703 * q], 1)
+    return images.clamp(1e-4, 1) ** between(-0.3, 0.3).exp().view(-1, 1, 1, 1)
+
+
+def encode(weights, images):
+    """All tokens `[B, 1 + 36, 384]` of pictures in 0..1, before the last norm."""
+    at = lambda name: (weights[name + ".weight"], weights[name + ".bias"])
+    pixels = (images - torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)) / torch.tensor(CLIP_STD).view(1, 3, 1, 1)
+    embeddings = MODEL + "embeddings."
+    patches = F.conv2d(pixels, *at(embeddings + "patch_embedding"), stride=14).flatten(2).transpose(1, 2)
+    first = weights[embeddings + "class_embedding"].expand(len(pixels), -1, -1)
+    x = torch.cat([first, patches], 1) + weights[embeddings + "position_embedding"]
+    for i in range(BLOCKS):
+        block = f"{MODEL}encoder.layers.{i}."
+        qkv = F.linear(F.layer_norm(x, (WIDTH,), *at(block + "layer_norm1"), 1e-6), *at(block + "self_attn.qkv"))
+        q, k, v = qkv.view(*x.shape[:2], 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        x = x + F.linear(mixed, *at(block + "self_attn.projection"))
+        hidden = F.linear(F.layer_norm(x, (WIDTH,), *at(block + "layer_norm2"), 1e-6), *at(block + "mlp.fc1"))
+        x = x + F.linear(F.gelu(hidden), *at(block + "mlp.fc2"))
+    return x.float()
+
+
+def pooled(tokens):
+    return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vit", required=True, help="folder that encoder.py wrote")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--concepts", choices=("all", "train"), default="all")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=1e-4)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    order = random.Random(0)
+    weights = {name: t.float() for name, t in load_file(os.path.join(options.vit, "model.safetensors")).items()}
+    table = drawings(("train", "held") if options.concepts == "all" else ("train",))
+    concepts = list(table)
+    sample = order.sample([picture for styles in table.values() for picture in styles.values()], 2000)
+
+    def over_sample(take):
+        with torch.no_grad():
+            return torch.cat([take(encode(weights, torch.stack(sample[i : i + 100]) / 255)) for i in range(0, 2000, 100)])
+
+    start = over_sample(pooled)
+    mean, scale = start.mean(0), 1 / start.std(0)
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    trained = list(weights.values())
+    groups = [
+        {"params": [t for t in trained if t.dim() > 1], "weight_decay": 0.02},
+        {"params": [t for t in trained if t.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    target = torch.arange(RUNS * RUN)
+    began, recent = time.time(), []
+    for step in range(1, options.steps + 1):
+        rate = options.rate * min(1, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / options.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate + 1e-7
+        places = order.sample(range(len(concepts) // RUN), RUNS)
+        shift = order.randrange(RUN)
+        pictures = []
+        for place in places:
+            for i in range(RUN):
+                styles = table[concepts[(RUN * place + shift + i) % len(concepts)]]
+                pair = order.sample(list(styles), 2) if len(styles) > 1 else list(styles) * 2
+                pictures += [styles[style] for style in pair]
+        images = varied(torch.stack(pictures) / 255)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            tokens = encode(weights, images)
+        points = F.normalize((pooled(tokens) - mean) * scale, dim=1)
+        logits = points[0::2] @ points[1::2].T / TEMPERATURE
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if step % 20 == 0:
+            print(f"step {step}: loss {np.mean(recent):.3f}, {(time.time() - began) / step:.2f} s a step", flush=True)
+            recent = []
+
+    # f16 is what the bundled model stores, so everything after it sees the same numbers
+    weights = {name: tensor.detach().to(torch.float16).float() for name, tensor in weights.items()}
+    tokens = over_sample(lambda t: F.layer_norm(t, (WIDTH,), eps=1e-6).reshape(-1, WIDTH))
+    weights[MODEL + "post_layernorm.weight"] = 1 / tokens.std(0)
+    weights[MODEL + "post_layernorm.bias"] = -tokens.mean(0) / tokens.std(0)
+    os.makedirs(options.out, exist_ok=True)
+    path = os.path.join(options.out, "model.safetensors")
+    weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in weights.items()}
+    save_file(weights, path + ".part", metadata={"format": "pt"})
+    os.replace(path + ".part", path)
+    print(f"{sum(t.numel() for t in weights.values())} parameters in {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What retrieval gives without a Q-Former: raw pixels and the frozen encoder's own features, on the unseen style.
+
+    pip install torch numpy pillow safetensors
+    python assets/recipes/nano/floors.py --vit runs/nano/vit
+
+Picture -> caption over the 1,599 names of Fluent. `pixels` and `features` give a name the score of its most similar
+training picture (standardised, cosine); `ridge` is a linear map from features to names, the regularisation being the
+best of three *on the test pictures*, which favours the floor.
+"""
+
+import argparse
+import os
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import align
+
+
+def recall(scores, own):
+    """R@1, 5, 10 in percent of `[queries, names]` scores; `own` is the right column of each row."""
+    rank = (scores > scores.gather(1, own[:, None])).sum(1)
+    return " / ".join(f"{100 * (rank < k).float().mean():.1f}" for k in (1, 5, 10))
+
+
+def nearest(train, labels, test, names):
+    """Per name the cosine of its most similar training picture, `[queries, names]`."""
+    mean, scale = train.mean(0), 1 / (train.std(0) + 1e-6)
+    unit = lambda x: F.normalize((x - mean) * scale, dim=1)
+    similar = unit(test) @ unit(train).T
+    out = torch.full((len(test), names), -2.0)
+    return out.scatter_reduce(1, labels.expand(len(test), -1), similar, "amax")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vit", required=True, help="folder of the frozen encoder, from align.py or encoder.py")
+    options = parser.parse_args()
+    weights = {name: t.float() for name, t in load_file(os.path.join(options.vit, "model.safetensors")).items()}
+    table = align.drawings(("train", "held"))
+    align.STYLES = ("fluent",)
+    fluent = {name: styles["fluent"] for name, styles in align.drawings(("train", "held")).items()}
+    names = {name: i for i, name in enumerate(fluent)}
+    pairs = [(picture, names[name]) for name, styles in table.items() if name in names for picture in styles.values()]
+    labels, own = torch.tensor([label for _, label in pairs]), torch.arange(len(names))
+    pictures = [torch.stack([p for p, _ in pairs]), torch.stack(list(fluent.values()))]
+
+    def features(images):
+        with torch.no_grad():
+            parts = [align.pooled(align.encode(weights, part / 255)) for part in images.split(100)]
+        return torch.cat(parts)
+
+    small = [F.interpolate(images / 255, size=16, mode="area").flatten(1) for images in pictures]
+    print("pixels  ", recall(nearest(small[0], labels, small[1], len(names)), own), flush=True)
+    train, test = (features(images) for images in pictures)
+    print("features", recall(nearest(train, labels, test, len(names)), own), flush=True)
+    mean, scale = train.mean(0), 1 / (train.std(0) + 1e-6)
+    train, test = (train - mean) * scale, (test - mean) * scale
+    product, target = train.T @ train, train.T @ F.one_hot(labels, len(names)).float()
+    for weight in (100, 1000, 3000):
+        scores = test @ torch.linalg.solve(product + weight * torch.eye(len(product)), target)
+        print(f"ridge {weight:5}", recall(scores, own), flush=True)
+
+
+if __name__ == "__main__":
+    main()
