@@ -634,6 +634,50 @@ fn capfilt_writes_the_best_captions_and_goes_on() {
 }
 
 #[test]
+fn the_loader_is_measured_against_the_steps_of_a_recipe() {
+    let place = Place::new();
+    let rows: String = ["boat", "fruit", "house", "boat"]
+        .map(|name| format!("{{\"image\":\"{name}.png\",\"caption\":\"a {name}\"}}\n"))
+        .concat();
+    std::fs::write(place.at("captions.jsonl"), rows).expect("write");
+    let text = format!(
+        "stage = \"stage2\"\n[model]\nbase = \"{}\"\n[data]\nmax_txt_len = 12\n[[data.train]]\npath = \"{}\"\nimages = \"{}\"\n[schedule]\nmax_iters = 4\nwarmup_steps = 0\n[train]\nbatch_size = 1\n",
+        fixture("parity/opt"),
+        place.text("captions.jsonl"),
+        fixture("parity/images")
+    );
+    std::fs::write(place.at("recipe.toml"), text).expect("write");
+    let recipe = place.text("recipe.toml");
+    let rates = ok(&[
+        "data",
+        "bench",
+        &recipe,
+        "--json",
+        "--backend",
+        "flex",
+        "--set",
+        "train.batch_size=2",
+    ]);
+    let number = |name: &str| rates[name].as_f64().expect("number");
+    let (loader, step) = (
+        number("loader_samples_per_second"),
+        number("step_samples_per_second"),
+    );
+    assert!(loader > 0.0 && step > 0.0, "{rates}");
+    assert!((number("ratio") - loader / step).abs() < 1e-9 * number("ratio"));
+    // nothing is written, and a data set takes none of a recipe's options
+    assert!(!Path::new("runs").join("recipe").exists());
+    refused(
+        &["data", "bench", &place.shard, "--set", "train.batch_size=2"],
+        "--set and --backend",
+    );
+    refused(
+        &["data", "bench", &recipe, "--set", "train.batch=2"],
+        "unknown field `batch`",
+    );
+}
+
+#[test]
 fn data_verbs_print_json() {
     let place = Place::new();
     let sheet = place.text("sheet.png");

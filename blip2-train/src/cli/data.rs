@@ -145,7 +145,35 @@ fn run_stats(args: StatsArgs) -> anyhow::Result<()> {
     print(args.source.json, &found, || stats_text(&found))
 }
 
+/// The loader of a recipe against its steps.
+fn run_recipe_bench(args: &BenchArgs) -> anyhow::Result<()> {
+    let recipe = std::path::Path::new(&args.source.select.path);
+    let found = super::train::estimate(recipe, &args.set, args.backend.as_deref())?;
+    print(args.source.json, &found.supply, || {
+        let rates = &found.supply;
+        format!(
+            "loader alone {:.1} samples/s, training steps {:.1} samples/s: {:.1} times as many as they take{}",
+            rates.loader_samples_per_second,
+            rates.step_samples_per_second,
+            rates.ratio,
+            if rates.ratio < 5.0 {
+                "; below 5: more decode threads (data.threads), smaller pictures on disk, or a feature cache"
+            } else {
+                ""
+            }
+        )
+    })
+}
+
 fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
+    if args.source.select.path.ends_with(".toml") {
+        return run_recipe_bench(&args);
+    }
+    anyhow::ensure!(
+        args.set.is_empty() && args.backend.is_none(),
+        "--set and --backend go with a recipe; `{}` is none",
+        args.source.select.path
+    );
     let transform = Transform::named(&args.processor, args.size)?;
     let preparation = Preparation {
         transform,

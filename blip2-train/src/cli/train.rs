@@ -87,6 +87,26 @@ pub(super) fn train(args: &TrainArgs) -> Result<()> {
     train_as(args, Some(&world)).with_context(|| format!("rank {}", world.rank))
 }
 
+/// What a dry run of a recipe finds, in one process.
+pub(super) fn estimate(recipe: &Path, set: &[String], backend: Option<&str>) -> Result<Box<Estimate>> {
+    let recipe = Recipe::open(recipe, set)?;
+    let kind = BackendKind::choose(backend)?;
+    let ended = with_backend!(kind, B => {
+        let env = Environment {
+            folder: PathBuf::new(), // nothing is written
+            collective: &Single as &dyn Collective<B>,
+            interrupt: Interrupt::new(),
+            dry_run: true,
+            quiet: true,
+        };
+        dispatch::<B>(&recipe, &env, &B::select_device(0))?
+    });
+    match ended {
+        Ended::Estimated(estimate) => Ok(estimate),
+        Ended::Finished(_) | Ended::Interrupted(_) => bail!("a dry run trained"),
+    }
+}
+
 /// As one process, or as one of several.
 fn train_as(args: &TrainArgs, world: Option<&World>) -> Result<()> {
     let recipe = Recipe::open(&args.recipe, &args.set)?;
@@ -210,6 +230,10 @@ fn describe(e: &Estimate) -> String {
         e.seconds_per_step,
         e.flops_per_step / e.seconds_per_step / 1e9,
         duration(e.total_seconds)
+    ));
+    line(format!(
+        "data: the loader alone gives {:.1} samples/s, the steps take {:.1}: {:.1} times as many",
+        e.supply.loader_samples_per_second, e.supply.step_samples_per_second, e.supply.ratio
     ));
     if let Some(peak) = e.peak_bytes {
         line(format!("main memory at most so far: {:.2} GiB", gib(peak)));

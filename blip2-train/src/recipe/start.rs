@@ -35,7 +35,7 @@ use crate::stage::{
 mod dry;
 mod parts;
 
-pub use dry::Estimate;
+pub use dry::{Estimate, SupplyRates};
 use parts::trainable;
 
 /// What surrounds a run.

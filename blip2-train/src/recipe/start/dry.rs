@@ -1,6 +1,6 @@
 //! `--dry-run`: what trains, what it takes, and how long, after a few timed steps.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -38,6 +38,8 @@ pub struct Estimate {
     pub flops_per_step: f64,
     /// Mean seconds of the timed steps.
     pub seconds_per_step: f64,
+    /// The data beside the model.
+    pub supply: SupplyRates,
     /// `steps * seconds_per_step`.
     pub total_seconds: f64,
     /// Main memory at its highest, where the system says.
@@ -46,6 +48,17 @@ pub struct Estimate {
     pub losses: Vec<(String, f64)>,
     /// Published scores of the recipe.
     pub expected: Option<toml::Table>,
+}
+
+/// How fast this process takes samples, and how fast its loader delivers them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SupplyRates {
+    /// Samples per second that the timed steps take when they never wait for data.
+    pub step_samples_per_second: f64,
+    /// Samples per second of the loader alone: reading, decoding, augmenting, collating.
+    pub loader_samples_per_second: f64,
+    /// The second over the first; below 1 the model waits for data, and 5 leaves it most of the processor.
+    pub ratio: f64,
 }
 
 /// A part of the model.
@@ -75,6 +88,10 @@ pub struct GroupSize {
     /// Number of parameters.
     pub parameters: usize,
 }
+
+/// Shortest measurement of the loader, and the batches that are enough for one, whichever comes first.
+const LOADER_TIME: Duration = Duration::from_secs(2);
+const LOADER_BATCHES: usize = 256;
 
 /// What is known before measuring.
 pub(super) struct Measured<'a> {
@@ -132,11 +149,17 @@ where
         let infos = params::list(&module);
         let mut optimizer = AdamW::new(config.optimizer);
         let (mut seconds, mut targets, mut losses) = (Vec::new(), 0usize, Vec::new());
+        // seconds without waiting for data, and samples, of the steps that count
+        let (mut busy, mut seen) = (0.0, 0usize);
         for step in 0..STEPS as u64 {
             let start = Instant::now();
+            let (mut waited, mut samples) = (0.0, 0);
             let mut sum = crate::optim::Accumulator::default();
             for micro in 0..config.accumulate as u64 {
+                let asked = Instant::now();
                 let batch = source.next_batch().map_err(RecipeError::Batch)?;
+                waited += asked.elapsed().as_secs_f64();
+                samples += batch.len();
                 let count = stage.target_count(&batch);
                 targets += count;
                 let context = StepContext {
@@ -160,7 +183,12 @@ where
             losses.iter().for_each(|(_, loss)| drop(params::to_host(loss)));
             let _ = B::sync(&self.device);
             seconds.push(start.elapsed().as_secs_f64());
+            if step > 0 {
+                busy += start.elapsed().as_secs_f64() - waited;
+                seen += samples;
+            }
         }
+        let supply = self.supply_rates(source, seen as f64 / busy.max(1e-9))?;
         let seconds = seconds[1..].iter().sum::<f64>() / (seconds.len() - 1) as f64;
         let world = self.place.world as u64;
         let samples = u64::from(self.recipe.train.batch_size) * config.accumulate as u64 * world;
@@ -192,11 +220,38 @@ where
             target_tokens: targets as f64 / STEPS as f64 * config.steps as f64 * world as f64,
             flops_per_step: measured.flops,
             seconds_per_step: seconds,
+            supply,
             total_seconds: seconds * config.steps as f64,
             peak_bytes: memory::resident().map(|(_, peak)| peak),
             losses: losses.into_iter().map(read).collect(),
             expected: self.recipe.expected.clone(),
         })))
+    }
+
+    /// Takes batches without using them; what was prepared in advance does not count.
+    fn supply_rates<T: Batch>(
+        &self,
+        source: &mut dyn BatchSource<T>,
+        step_rate: f64,
+    ) -> Result<SupplyRates, RecipeError> {
+        let mut next = || source.next_batch().map_err(RecipeError::Batch);
+        for _ in 0..=self.recipe.data.prefetch {
+            next()?;
+        }
+        let start = Instant::now();
+        let mut samples = 0;
+        for _ in 0..LOADER_BATCHES {
+            samples += next()?.len();
+            if start.elapsed() > LOADER_TIME {
+                break;
+            }
+        }
+        let loader_rate = samples as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        Ok(SupplyRates {
+            step_samples_per_second: step_rate,
+            loader_samples_per_second: loader_rate,
+            ratio: loader_rate / step_rate,
+        })
     }
 }
 
