@@ -22,7 +22,8 @@ $TRAIN train $R/stage2.toml $PARTS --set model.bridge_from="$RUNS/stage1" \
   --set model.language_from="$RUNS/lm_context" --out "$RUNS/stage2"
 $TRAIN train $R/heads.toml $PARTS --set model.bridge_from="['$RUNS/stage2','$RUNS/stage1']" --out "$RUNS/heads"
 python $R/assemble.py "$RUNS" "$RUNS/model"
-for kind in retrieval caption; do
-  $TRAIN eval $kind "assets/data/emoji/fluent-{train,held}.tar" --model "$RUNS/model" --out "$RUNS/eval-$kind"
-done
+FLUENT="assets/data/emoji/fluent-{train,held}.tar"
+$TRAIN eval retrieval "$FLUENT" --model "$RUNS/model" --out "$RUNS/eval-retrieval"
+# no text before the caption: there was none in training
+$TRAIN eval caption "$FLUENT" --prompt "" --model "$RUNS/model" --out "$RUNS/eval-caption"
 python $R/curves.py "$RUNS/model/curves.svg" "$RUNS/lm" "$RUNS/lm_context" "$RUNS/contrast" "$RUNS/stage1" "$RUNS/stage2" "$RUNS/heads"
