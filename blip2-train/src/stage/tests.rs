@@ -211,10 +211,7 @@ fn the_border_gives_the_gradients_of_one_graph() {
         bridge: stage2_bridge(config, &device()),
     };
     let llm = Frozen::new::<B>(toy_lm::<B>(&device()));
-    let options = Stage2Config {
-        llm_dropout: false,
-        ..Stage2Config::default()
-    };
+    let options = Stage2Config { llm_dropout: false };
     let stage = Stage2::<B, WithEncoder<B>, _>::new((), llm.clone(), options, device());
     let batch = captions(0, 3);
     let count = stage.target_count(&batch) as f64;
@@ -308,10 +305,7 @@ fn stored_features_equal_recomputed_ones_and_cannot_train_an_encoder() {
     let stage = Stage2::<B, Bridge<B>, _>::new(
         encoder,
         llm.clone(),
-        Stage2Config {
-            llm_dropout: false,
-            ..Stage2Config::default()
-        },
+        Stage2Config { llm_dropout: false },
         device(),
     );
     let step = context(stage.target_count(&batch) as f64);

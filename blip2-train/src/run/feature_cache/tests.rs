@@ -105,10 +105,7 @@ fn training_from_the_store_is_training_from_pixels() {
 
     let llm = Frozen::new::<Ad>(toy_lm::<Ad>(&device));
     let module = stage2_bridge::<Ad>(without_dropout(qformer()), &device);
-    let options = Stage2Config {
-        llm_dropout: false,
-        ..Stage2Config::default()
-    };
+    let options = Stage2Config { llm_dropout: false };
     let stage = Stage2::<Ad, Bridge<Ad>, _>::new(encoder, llm, options, device);
     let step = context(stage.target_count(&batch) as f64);
     let loss = |batch: &_| -> f32 {

@@ -98,10 +98,7 @@ type Captioning = Stage2<Ad, Module, ToyLm<Ad>>;
 
 fn captioning() -> (Captioning, Module) {
     let llm = Frozen::new::<Ad>(toy_lm::<Ad>(&device()));
-    let options = Stage2Config {
-        llm_dropout: false,
-        ..Stage2Config::default()
-    };
+    let options = Stage2Config { llm_dropout: false };
     let module = stage2_bridge(without_dropout(qformer()), &device());
     (Stage2::new(encoder(&device()), llm, options, device()), module)
 }

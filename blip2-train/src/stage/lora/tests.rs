@@ -20,10 +20,7 @@ fn device() -> <Ad as BackendTypes>::Device {
 
 fn loss<M: Trainable<Ad, Encoder = blip2_model::vision::AnyEncoder<Flex>>>(module: &M) -> (f32, Vec<String>) {
     let llm = Frozen::new::<Ad>(toy_lm::<Ad>(&device()));
-    let options = Stage2Config {
-        llm_dropout: false,
-        ..Stage2Config::default()
-    };
+    let options = Stage2Config { llm_dropout: false };
     let stage = Stage2::<Ad, M, _>::new(encoder(&device()), llm, options, device());
     let batch = captions(0, 3);
     let out = stage
