@@ -442,10 +442,7 @@ fn check_stage2<B: Kernels>(label: &str, family: &str, width: usize, batch: &LmB
     let file = case(label);
     let llm = Frozen::new::<Ad<B>>(language_model::<B>(&format!("{family}_lm"), device));
     let module = stage2_bridge::<B>(&format!("{family}_weights"), width, device);
-    let options = Stage2Config {
-        llm_dropout: false,
-        ..Stage2Config::default()
-    };
+    let options = Stage2Config { llm_dropout: false };
     let stage =
         Stage2::<Ad<B>, Bridge<Ad<B>>, _>::new(unused_encoder::<B>(device), llm, options, device.clone());
     let count = target_count(&batch.labels) as f64;
