@@ -4,8 +4,9 @@
     python assets/recipes/nano/align.py --vit runs/nano/cut --out runs/nano/vit [--concepts train]
 
 Contrast between pictures (no text): a batch holds pairs, the same concept drawn in two of the five training styles,
-and the other pairs are the negatives (InfoNCE, as SimCLR's with styles in the place of augmentations). The pooled
-tokens `[CLS | mean of the patches]` are compared in the standardised space of the encoder before training. Concepts
+and the other pairs are the negatives (InfoNCE, as SimCLR's with styles in the place of augmentations). Compared are the
+pooled tokens `[CLS | mean of the patches]` and the means of one to six random patches, standardised as the encoder's
+output was before training. Concepts
 come in runs of four neighbours of the table, which are mostly of one family, so that a man and a woman at the same
 work are told apart. Fluent, the test style, is never read. `--concepts train` leaves out the held-out concepts as well.
 
@@ -94,6 +95,13 @@ def pooled(tokens):
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
 
 
+def contrast(points, target):
+    """InfoNCE of rows 0, 2, .. against rows 1, 3, .. of `[2 B, D]`."""
+    points = F.normalize(points, dim=1)
+    logits = points[0::2] @ points[1::2].T / TEMPERATURE
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", required=True, help="folder that encoder.py wrote")
@@ -140,9 +148,12 @@ def main():
         images = varied(torch.stack(pictures) / 255)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = encode(weights, images)
-        points = F.normalize((pooled(tokens) - mean) * scale, dim=1)
-        logits = points[0::2] @ points[1::2].T / TEMPERATURE
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        # some patches alone, others for every picture: the Q-Former may look at any of them
+        count = order.randrange(1, 7)
+        chosen = torch.rand(len(tokens), GRID * GRID).topk(count, dim=1).indices[..., None].expand(-1, -1, WIDTH)
+        few = tokens[:, 1:].gather(1, chosen).mean(1)
+        loss = contrast((pooled(tokens) - mean) * scale, target)
+        loss = loss + contrast((few - mean[WIDTH:]) * scale[WIDTH:], target)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
