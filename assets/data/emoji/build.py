@@ -31,10 +31,12 @@ PACKAGES = {
     "@iconify-json/noto-v1@1.2.5": "the older, blob-shaped Noto",
     "emojione@2.2.7": "EmojiOne 2",
     "@fontsource/noto-emoji@5.3.2": "the monochrome Noto font",
+    "openmoji@17.0.0": "OpenMoji drawings",
+    "@iconify-json/fxemoji@1.2.2": "the drawings of Firefox OS",
     "cldr-annotations-full@48.2.0": "names and keywords",
     "cldr-annotations-derived-full@48.2.0": "names of sequences",
 }
-STYLES = ["noto", "twemoji", "blob", "emojione", "mono", "fluent"]
+STYLES = ["noto", "twemoji", "blob", "emojione", "mono", "openmoji", "fxemoji", "fluent"]
 HELD_SHARE = 10  # one concept family of so many is held out
 GENDER = {
     "man", "men", "woman", "women", "person", "people", "boy", "boys", "girl", "girls", "mr", "mrs", "king",
@@ -101,6 +103,7 @@ def concepts(folders):
             "group": entry["category"],
             "subgroup": entry["subcategory"],
             "image": entry["image"],
+            "names": [entry["name"] or "", caption],
         }
     return out
 
@@ -136,6 +139,20 @@ def slug(caption):
     return re.sub("[^a-z0-9]+", "-", plain).strip("-")
 
 
+def from_svg(text):
+    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=SIZE, height=SIZE))))
+
+
+def from_icon(icons, name):
+    """Picture of one icon of an Iconify set."""
+    icon = icons["icons"][name]
+    width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
+    return from_svg(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{SIZE}" height="{SIZE}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+    )
+
+
 def drawings(style, folders, table, packages):
     """code -> picture of one style, where it has one."""
     if style in ("noto", "twemoji"):
@@ -160,14 +177,21 @@ def drawings(style, folders, table, packages):
             name = slug(concept["caption"])
             name = icons.get("aliases", {}).get(name, {}).get("parent", name)
             if name in icons["icons"]:
-                icon = icons["icons"][name]
-                width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
-                svg = (
-                    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                    f'width="{SIZE}" height="{SIZE}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-                )
-                out[code] = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg))))
+                out[code] = from_icon(icons, name)
         return out
+    if style == "fxemoji":
+        # named by Unicode's name in one word
+        icons = read_json(folders["@iconify-json/fxemoji"], "icons.json")
+        out = {}
+        for code, concept in table.items():
+            names = [re.sub("[^a-z0-9]+", "", name.lower()) for name in concept["names"]]
+            name = next((name for name in names if name in icons["icons"]), None)
+            if name:
+                out[code] = from_icon(icons, name)
+        return out
+    if style == "openmoji":
+        files = by_code(os.path.join(folders["openmoji"], "color/svg"), ".svg")
+        return {c: from_svg(open(files[canonical(c)], encoding="utf-8").read()) for c in table if canonical(c) in files}
     assert style == "mono"
     path = os.path.join(packages, "noto-emoji.ttf")
     font = TTFont(os.path.join(folders["@fontsource/noto-emoji"], "files/noto-emoji-emoji-400-normal.woff2"))

@@ -3,7 +3,7 @@
     pip install torch numpy pillow safetensors
     python assets/recipes/nano/align.py --vit runs/nano/cut --out runs/nano/vit [--concepts train]
 
-Contrast between pictures (no text): a batch holds pairs, the same concept drawn in two of the five training styles,
+Contrast between pictures (no text): a batch holds pairs, the same concept drawn in two of the seven training styles,
 and the other pairs are the negatives (InfoNCE, as SimCLR's with styles in the place of augmentations). Compared are the
 pooled tokens `[CLS | mean of the patches]` and the means of one to six random patches, standardised as the encoder's
 output was before training. Concepts
@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-STYLES = ("noto", "twemoji", "blob", "emojione", "mono")
+STYLES = ("noto", "twemoji", "blob", "emojione", "mono", "openmoji", "fxemoji")
 BLOCKS, GRID, WIDTH, HEADS = 8, 6, 384, 6
 SIZE = 14 * GRID
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]

@@ -140,7 +140,9 @@ where
             itm_weight: options.itm_weight,
             itg_weight: options.itg_weight,
             image_ids: options.image_ids,
+            caption_ids: options.caption_ids,
             text_only: options.text_only,
+            min_temp: options.min_temp,
             dec_token: id(special.and_then(|s| s.dec), "[DEC]")?,
             pad_token: id(special.and_then(|s| s.pad), "[PAD]")?,
         };

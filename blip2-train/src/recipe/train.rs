@@ -219,8 +219,12 @@ pub struct Stage1Section {
     pub itg_weight: f64,
     /// Captions of one picture are positives of each other (retrieval fine-tuning).
     pub image_ids: bool,
+    /// Pairs with the same caption are positives of each other (captions that repeat).
+    pub caption_ids: bool,
     /// Train the text branch and the heads alone, so that a bridge from stage 2 retrieves again and captions as before.
     pub text_only: bool,
+    /// Floor of the contrast's temperature, which starts at 0.07 (0: none, as in the paper).
+    pub min_temp: f64,
 }
 
 impl Default for Stage1Section {
@@ -231,7 +235,9 @@ impl Default for Stage1Section {
             itm_weight: 1.0,
             itg_weight: 1.0,
             image_ids: false,
+            caption_ids: false,
             text_only: false,
+            min_temp: 0.0,
         }
     }
 }

@@ -34,9 +34,14 @@ pub struct Stage1Config {
     pub itg_weight: f64,
     /// Pairs with the same picture are positives of each other and never negatives (retrieval fine-tuning).
     pub image_ids: bool,
+    /// Pairs with the same caption are positives of each other and never negatives (captions that repeat).
+    pub caption_ids: bool,
     /// Only the text branch and the heads learn; what the queries pass through stays as it is. After stage 2 this
     /// lets one checkpoint retrieve and match again without changing a caption.
     pub text_only: bool,
+    /// Floor of the contrast's temperature. The paper has none; a small data set is learnt by heart with a
+    /// temperature that goes on falling.
+    pub min_temp: f64,
     /// `[DEC]`, the beginning of generated text.
     pub dec_token: i64,
     /// Padding id.
@@ -51,7 +56,9 @@ impl Default for Stage1Config {
             itm_weight: 1.0,
             itg_weight: 1.0,
             image_ids: false,
+            caption_ids: false,
             text_only: false,
+            min_temp: 0.0,
             dec_token: 30522,
             pad_token: 0,
         }
@@ -82,7 +89,15 @@ fn beside_queries(name: &str) -> bool {
     .any(|part| name.starts_with(part) || name.contains(&format!(".{part}")))
 }
 
-/// Picture identities of this process and of all.
+/// A number for a caption's tokens: FNV-1a, the same on every process.
+fn caption_id(tokens: &[i64]) -> i64 {
+    let hash = tokens.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
+        (hash ^ token as u64).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    hash as i64
+}
+
+/// Identities of this process and of all.
 type ImageIds = (Vec<i64>, Vec<i64>);
 
 /// What the three losses share within a step.
@@ -163,7 +178,7 @@ where
         ctx: &Context,
         step: &StepContext<'_, B>,
     ) -> Result<LossParts<B>, StageError> {
-        let ids = self.image_ids(batch, step)?;
+        let ids = self.identities(batch, step)?;
         let targets = match &ids {
             Some((local, global)) => ItcTargets::ImageIds { local, global },
             None => ItcTargets::Diagonal,
@@ -205,19 +220,22 @@ where
         Ok(losses)
     }
 
-    /// Local and global picture identities, if they matter.
-    fn image_ids(
+    /// Local and global identities of what pairs show, if they matter.
+    fn identities(
         &self,
         batch: &PairBatch,
         step: &StepContext<'_, B>,
     ) -> Result<Option<ImageIds>, StageError> {
-        if !self.config.image_ids {
+        let local = if self.config.caption_ids {
+            batch.text.ids.iter().map(|row| caption_id(row)).collect()
+        } else if self.config.image_ids {
+            batch.image_ids.clone().ok_or(StageError::MissingInput {
+                what: "image ids",
+                why: "`image_ids = true` asks for",
+            })?
+        } else {
             return Ok(None);
-        }
-        let local = batch.image_ids.clone().ok_or(StageError::MissingInput {
-            what: "image ids",
-            why: "`image_ids = true` asks for",
-        })?;
+        };
         let global = step.collective.all_gather_ids(&local, &self.device)?;
         Ok(Some((local, global)))
     }
@@ -256,7 +274,7 @@ where
             text,
             Tensor::from_inner(all_image),
             Tensor::from_inner(all_text),
-            temp.val(),
+            temp.val().clamp_min(self.config.min_temp),
         ))
     }
 

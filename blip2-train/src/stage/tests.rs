@@ -169,6 +169,54 @@ fn text_only_trains_what_stage_2_does_not_have() {
     assert_eq!(trained(&out.unwrap().gradients), alone);
 }
 
+/// The contrastive loss of four pairs, the first two with one caption, and what received a gradient.
+fn contrast_of(config: Stage1Config) -> (f32, BTreeSet<String>) {
+    let module: Bridge<B> = stage1_bridge(qformer(), &device());
+    let config = Stage1Config {
+        dec_token: DEC,
+        itm_weight: 0.0,
+        itg_weight: 0.0,
+        ..config
+    };
+    let stage = Stage1::<B, Bridge<B>>::new(encoder(&device()), config, device());
+    let mut batch = pairs(0, 4);
+    batch.text = batch.text.select(&[0, 0, 2, 3]);
+    batch.image_ids = Some(vec![7, 7, 8, 9]);
+    let out = stage.step(&module, &batch, &context(stage.target_count(&batch) as f64));
+    let out = out.unwrap();
+    let loss = out.losses[0].1.clone().into_scalar();
+    (loss, trained(&out.gradients))
+}
+
+#[test]
+fn equal_captions_are_positives_of_each_other_as_equal_pictures_are() {
+    let with = |caption_ids, image_ids| {
+        contrast_of(Stage1Config {
+            caption_ids,
+            image_ids,
+            ..Stage1Config::default()
+        })
+        .0
+    };
+    assert_eq!(with(true, false), with(false, true));
+    assert_ne!(with(true, false), with(false, false));
+}
+
+#[test]
+fn a_floored_temperature_is_used_and_does_not_learn() {
+    let with = |min_temp| {
+        contrast_of(Stage1Config {
+            min_temp,
+            ..Stage1Config::default()
+        })
+    };
+    let (free, floored) = (with(0.0), with(0.5));
+    assert_eq!(with(0.06), free);
+    assert_ne!(floored.0, free.0);
+    let lost: Vec<_> = free.1.difference(&floored.1).collect();
+    assert_eq!(lost, ["temp"]);
+}
+
 #[test]
 fn stage2_trains_exactly_the_parameters_of_the_specification() {
     let module: Bridge<B> = stage2_bridge(qformer(), &device());
