@@ -12,6 +12,7 @@ use blip2_train::distributed::Single;
 use blip2_train::recipe::Recipe;
 use blip2_train::recipe::start::{self, Ended, Environment};
 use blip2_train::run::Interrupt;
+use blip2_train::run::progress::Show;
 use burn::backend::Autodiff;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -62,7 +63,7 @@ fn train(recipe: &Recipe, folder: &Path) -> PathBuf {
         collective: &Single,
         interrupt: Interrupt::new(),
         dry_run: false,
-        quiet: true,
+        show: Show::Nothing,
     };
     match start::run::<Autodiff<Flex>>(recipe, &env, &Default::default()).unwrap() {
         Ended::Finished(export) => export,

@@ -3,12 +3,13 @@
     pip install torch numpy pillow safetensors
     python assets/recipes/nano/align.py --vit runs/nano/cut --out runs/nano/vit [--concepts train]
 
-Contrast between pictures (no text): a batch holds pairs, the same concept drawn in two of the seven training styles,
-and the other pairs are the negatives (InfoNCE, as SimCLR's with styles in the place of augmentations). Compared are the
-pooled tokens `[CLS | mean of the patches]` and the means of one to six random patches, standardised as the encoder's
-output was before training. Concepts
-come in runs of four neighbours of the table, which are mostly of one family, so that a man and a woman at the same
-work are told apart. Fluent, the test style, is never read. `--concepts train` leaves out the held-out concepts as well.
+Contrast between pictures (no text), in two ways. Pairs: a batch holds the same concept drawn in two of the seven
+training styles, and the other pairs are the negatives (InfoNCE, as SimCLR's with styles in the place of augmentations).
+Concepts come in runs of four neighbours of the table, which are mostly of one family, so that a man and a woman at the
+same work are told apart. With `--prototypes`, a second pass over what the first wrote: also every picture against one learned point for each concept (softmax over cosines, as
+NormFace's), which starts at the mean of the concept's pictures. Compared are the pooled tokens
+`[CLS | mean of the patches]` and the means of one to six random patches, standardised as the encoder's output was before
+training. Fluent, the test style, is never read. `--concepts train` leaves out the held-out concepts as well.
 
 `post_layernorm`, which the trainer goes on training as `ln_vision`, starts as the standardisation of every dimension.
 """
@@ -102,12 +103,18 @@ def contrast(points, target):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def against(points, prototypes, label):
+    """Cross-entropy of `[B, D]` over one point for each concept `[C, D]`."""
+    return F.cross_entropy(F.normalize(points, dim=1) @ F.normalize(prototypes, dim=1).T / TEMPERATURE, label)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", required=True, help="folder that encoder.py wrote")
     parser.add_argument("--out", required=True)
     parser.add_argument("--concepts", choices=("all", "train"), default="all")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--prototypes", action="store_true", help="contrast with a learned point for each concept too")
     parser.add_argument("--rate", type=float, default=1e-4)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -117,18 +124,24 @@ def main():
     concepts = list(table)
     sample = order.sample([picture for styles in table.values() for picture in styles.values()], 2000)
 
-    def over_sample(take):
+    def over(pictures, take):
+        parts = [pictures[i : i + 100] for i in range(0, len(pictures), 100)]
         with torch.no_grad():
-            return torch.cat([take(encode(weights, torch.stack(sample[i : i + 100]) / 255)) for i in range(0, 2000, 100)])
+            return torch.cat([take(encode(weights, torch.stack(part) / 255)) for part in parts])
 
-    start = over_sample(pooled)
+    start = over(sample, pooled)
     mean, scale = start.mean(0), 1 / start.std(0)
+    prototypes = torch.stack([
+        F.normalize((over([*styles.values()], pooled) - mean) * scale, dim=1).mean(0) for styles in table.values()
+    ])
+    prototypes = [prototypes.clone().requires_grad_(), prototypes[:, WIDTH:].clone().requires_grad_()]
     for tensor in weights.values():
         tensor.requires_grad_()
     trained = list(weights.values())
     groups = [
         {"params": [t for t in trained if t.dim() > 1], "weight_decay": 0.02},
         {"params": [t for t in trained if t.dim() < 2], "weight_decay": 0.0},
+        {"params": prototypes if options.prototypes else [], "weight_decay": 0.0, "faster": 5},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     target = torch.arange(RUNS * RUN)
@@ -136,15 +149,17 @@ def main():
     for step in range(1, options.steps + 1):
         rate = options.rate * min(1, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / options.steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate + 1e-7
+            group["lr"] = (rate + 1e-7) * group.get("faster", 1)
         places = order.sample(range(len(concepts) // RUN), RUNS)
         shift = order.randrange(RUN)
-        pictures = []
+        pictures, labels = [], []
         for place in places:
             for i in range(RUN):
-                styles = table[concepts[(RUN * place + shift + i) % len(concepts)]]
+                label = (RUN * place + shift + i) % len(concepts)
+                styles = table[concepts[label]]
                 pair = order.sample(list(styles), 2) if len(styles) > 1 else list(styles) * 2
                 pictures += [styles[style] for style in pair]
+                labels += [label, label]
         images = varied(torch.stack(pictures) / 255)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = encode(weights, images)
@@ -152,8 +167,11 @@ def main():
         count = order.randrange(1, 7)
         chosen = torch.rand(len(tokens), GRID * GRID).topk(count, dim=1).indices[..., None].expand(-1, -1, WIDTH)
         few = tokens[:, 1:].gather(1, chosen).mean(1)
-        loss = contrast((pooled(tokens) - mean) * scale, target)
-        loss = loss + contrast((few - mean[WIDTH:]) * scale[WIDTH:], target)
+        whole, few = (pooled(tokens) - mean) * scale, (few - mean[WIDTH:]) * scale[WIDTH:]
+        labels = torch.tensor(labels)
+        loss = contrast(whole, target) + contrast(few, target)
+        if options.prototypes:
+            loss = loss + against(whole, prototypes[0], labels) + against(few, prototypes[1], labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -165,7 +183,7 @@ def main():
 
     # f16 is what the bundled model stores, so everything after it sees the same numbers
     weights = {name: tensor.detach().to(torch.float16).float() for name, tensor in weights.items()}
-    tokens = over_sample(lambda t: F.layer_norm(t, (WIDTH,), eps=1e-6).reshape(-1, WIDTH))
+    tokens = over(sample, lambda t: F.layer_norm(t, (WIDTH,), eps=1e-6).reshape(-1, WIDTH))
     weights[MODEL + "post_layernorm.weight"] = 1 / tokens.std(0)
     weights[MODEL + "post_layernorm.bias"] = -tokens.mean(0) / tokens.std(0)
     os.makedirs(options.out, exist_ok=True)

@@ -16,6 +16,7 @@ use crate::distributed::{Collective, Single};
 use crate::recipe::start::{self, Ended, Environment, Estimate};
 use crate::recipe::{Recipe, export, origins};
 use crate::run::Interrupt;
+use crate::run::progress::Show;
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
@@ -44,6 +45,22 @@ pub struct TrainArgs {
     /// Nothing on standard error
     #[arg(long)]
     pub quiet: bool,
+    /// Full-screen curves of losses, rates and times while it trains (needs a build with `--features dashboard`)
+    #[arg(long, conflicts_with_all = ["quiet", "dry_run"])]
+    pub dashboard: bool,
+}
+
+impl TrainArgs {
+    fn show(&self) -> Result<Show> {
+        if self.dashboard && !cfg!(feature = "dashboard") {
+            bail!("this build has no dashboard; build with --features dashboard, or leave --dashboard out");
+        }
+        Ok(match (self.quiet, self.dashboard) {
+            (true, _) => Show::Nothing,
+            (_, true) => Show::Dashboard,
+            _ => Show::Progress,
+        })
+    }
 }
 
 const EXAMPLES: &str = "Examples:
@@ -97,7 +114,7 @@ pub(super) fn estimate(recipe: &Path, set: &[String], backend: Option<&str>) -> 
             collective: &Single as &dyn Collective<B>,
             interrupt: Interrupt::new(),
             dry_run: true,
-            quiet: true,
+            show: Show::Nothing,
         };
         dispatch::<B>(&recipe, &env, &B::select_device(0))?
     });
@@ -119,7 +136,7 @@ fn train_as(args: &TrainArgs, world: Option<&World>) -> Result<()> {
             collective: collective.as_ref(),
             interrupt: if args.dry_run { Interrupt::new() } else { Interrupt::on_signals()? },
             dry_run: args.dry_run,
-            quiet: args.quiet,
+            show: args.show()?,
         };
         dispatch::<B>(&recipe, &env, &device)?
     });

@@ -14,6 +14,7 @@ use burn::backend::Autodiff;
 use super::start::{Ended, Environment, run};
 use super::*;
 use crate::distributed::Single;
+use crate::run::progress::Show;
 use crate::run::{Interrupt, log};
 
 type Ad = Autodiff<Flex>;
@@ -82,7 +83,7 @@ impl Bench {
             collective: &Single,
             interrupt,
             dry_run: false,
-            quiet: true,
+            show: Show::Nothing,
         };
         run::<Ad>(recipe, &env, &Default::default()).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -401,7 +402,7 @@ fn missing_weights_are_named_before_anything_is_trained() {
         collective: &Single,
         interrupt: Interrupt::new(),
         dry_run: false,
-        quiet: true,
+        show: Show::Nothing,
     };
     let error = run::<Ad>(&recipe, &env, &Default::default())
         .unwrap_err()
@@ -422,7 +423,7 @@ fn a_dry_run_counts_and_writes_nothing() {
         collective: &Single,
         interrupt: Interrupt::new(),
         dry_run: true,
-        quiet: true,
+        show: Show::Nothing,
     };
     let Ended::Estimated(estimate) = run::<Ad>(&recipe, &env, &Default::default()).unwrap() else {
         panic!()

@@ -25,7 +25,7 @@ use crate::run::checkpoint::load_state;
 use crate::run::collate::Pictures;
 use crate::run::fingerprint::module_digest;
 use crate::run::guard::write_atomically;
-use crate::run::progress::Progress;
+use crate::run::progress::{Progress, Show};
 use crate::run::{BatchSource, Interrupt, LossValidation, Outcome, RunParts, Trainer, report};
 use crate::stage::lora::{Adapters, WithLanguageAdapters, adapt_bridge};
 use crate::stage::{
@@ -48,8 +48,8 @@ pub struct Environment<'a, B: Backend> {
     pub interrupt: Interrupt,
     /// Only say what would be done, after a few timed steps.
     pub dry_run: bool,
-    /// Nothing on standard error.
-    pub quiet: bool,
+    /// How much is shown.
+    pub show: Show,
 }
 
 /// How a run ended.
@@ -100,7 +100,7 @@ where
         rank: env.collective.rank(),
         world: env.collective.world_size(),
     };
-    if !env.quiet && place.rank == 0 {
+    if env.show != Show::Nothing && place.rank == 0 {
         assembly.notes.iter().for_each(|note| eprintln!("{note}"));
     }
     let run = Run::<B> {
@@ -294,15 +294,15 @@ where
             config_json: Some(serde_json::to_string_pretty(&self.assembly.config)?),
             collective: env.collective,
             interrupt: env.interrupt.clone(),
-            progress: match env.quiet || self.place.rank > 0 {
-                true => Progress::hidden(),
-                false => Progress::new(steps, 0),
+            progress: match self.place.rank {
+                0 => Progress::new(env.show, steps, &env.interrupt),
+                _ => Progress::hidden(),
             },
         };
         let mut trainer = Trainer::open(config, parts, stage, module, self.device.clone())?;
         if self.place.rank == 0 {
             save_recipe(&env.folder, &json)?;
-            if trainer.step() > 0 && !env.quiet {
+            if trainer.step() > 0 && env.show != Show::Nothing {
                 eprintln!(
                     "{}: continues after step {}",
                     env.folder.display(),

@@ -11,6 +11,8 @@ use crate::stage::StageError;
 pub mod checkpoint;
 pub mod collate;
 pub mod crc32c;
+#[cfg(feature = "dashboard")]
+pub mod dashboard;
 pub mod feature_cache;
 pub mod feed;
 pub mod fingerprint;

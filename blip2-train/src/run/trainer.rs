@@ -12,7 +12,7 @@ use super::checkpoint::{
     self, Best, CheckpointError, CheckpointStore, Contents, Found, MODEL, OPTIMIZER, Pending, TrainState,
 };
 use super::log::MetricsLog;
-use super::progress::Progress;
+use super::progress::{Progress, Split};
 use super::validation::{Moment, Validate};
 use super::{BatchSource, Interrupt, RunError, guard};
 use crate::distributed::{Collective, Single};
@@ -317,6 +317,7 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
         });
         let values = values.map_err(|source| RunError::Source { step, source })?;
         if let Some(log) = log {
+            self.parts.progress.numbers(step, Split::Validation, &values);
             log.write(step, "validation", &values)?;
         }
         let Some(rule) = &self.config.best else {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::run::memory;
+use crate::run::progress::Split;
 
 impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
     /// Mean over micro-batches and processes.
@@ -63,7 +64,7 @@ impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
             values.push(("memory_gib".into(), resident as f64 / (1u64 << 30) as f64));
             values.push(("memory_peak_gib".into(), peak as f64 / (1u64 << 30) as f64));
         }
-        self.parts.progress.numbers(self.step, &values);
+        self.parts.progress.numbers(self.step, Split::Train, &values);
         log.write(self.step, "train", &values)
     }
 }
