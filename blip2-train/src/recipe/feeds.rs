@@ -36,8 +36,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// The training data as this process reads it; `blind` leaves out the pictures.
-    pub fn train(recipe: &Recipe, size: usize, place: Place, blind: bool) -> Result<Self, RecipeError> {
+    /// The training data as this process reads it.
+    pub fn train(recipe: &Recipe, size: usize, place: Place) -> Result<Self, RecipeError> {
         let (data, train) = (&recipe.data, &recipe.train);
         Self::new(recipe, &data.train, &data.vis_processor, size, |reader| {
             reader.mixture = MixtureConfig {
@@ -55,10 +55,15 @@ impl Reader {
                 },
                 repeat: true,
             };
-            for preparation in &mut reader.preparations {
-                preparation.blind = blind;
-            }
         })
+    }
+
+    /// Leaves out the pictures.
+    pub fn blind(mut self) -> Self {
+        for preparation in &mut self.preparations {
+            preparation.blind = true;
+        }
+        self
     }
 
     /// The same data once, in file order, to the last sample: for computing features.

@@ -85,8 +85,11 @@ where
     }
 
     pub(super) fn reader(&self) -> Result<Reader, RecipeError> {
-        let blind = self.recipe.train.features.is_some();
-        Reader::train(self.recipe, self.vision().image_size(), self.place, blind)
+        let reader = Reader::train(self.recipe, self.vision().image_size(), self.place)?;
+        Ok(match self.recipe.train.features {
+            Some(_) => reader.blind(),
+            None => reader,
+        })
     }
 
     pub(super) fn held_out<C: crate::run::feed::Collate>(

@@ -1,0 +1,121 @@
+"""The start of the nano model's Q-Former: a small BERT that has learned from MiniLM what texts mean.
+
+    pip install torch numpy transformers tokenizers safetensors
+    python assets/recipes/nano/bert.py --teacher runs/small/parts/qformer --out runs/nano/bert
+
+BLIP-2 starts its Q-Former as BERT, and without such a start the text branch, not the picture, is what stage 1 learns
+slowest. The teacher is MiniLM (`assets/recipes/small/convert.py` unpacks it), whose sentence embedding, the mean of its
+tokens, is compared through one learned linear map with the student's `[CLS]` through another, as stage 1 compares it
+with queries: InfoNCE over a batch of the texts that the small language model reads, and the captions. `--concepts train`
+leaves out the captions of the held-out concepts.
+"""
+
+import argparse
+import json
+import os
+import tarfile
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from transformers import BertConfig, BertModel
+
+import align
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BATCH, TEMPERATURE, LENGTH = 256, 0.05, 24
+
+
+def captions(splits):
+    for style in ("fluent", *align.STYLES):
+        for split in splits:
+            with tarfile.open(os.path.join(HERE, f"../../data/emoji/{style}-{split}.tar")) as tar:
+                for member in tar:
+                    if member.name.endswith(".json"):
+                        yield json.load(tar.extractfile(member))["caption"]
+
+
+def lines(name):
+    with open(os.path.join(HERE, name), encoding="utf-8") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+def padded(path, texts, length):
+    """Ids and mask, `[texts, T]`."""
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(texts)
+    return torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True, help="folder with MiniLM as BERT")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--concepts", choices=("all", "train"), default="all")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    with open(os.path.join(HERE, "config.json"), encoding="utf-8") as file:
+        qformer = json.load(file)["qformer_config"]
+    wanted = set(captions(("train", "held") if options.concepts == "all" else ("train",)))
+    unseen = set(captions(("held",))) - wanted
+    texts = sorted(wanted | {line for line in lines("texts.txt") if not any(caption in line for caption in unseen)})
+    sort = torch.tensor([text in wanted for text in texts])
+
+    teacher = BertModel.from_pretrained(options.teacher).eval()
+    ids, mask = padded(os.path.join(options.teacher, "tokenizer.json"), texts, 2 * LENGTH)
+    meanings = []
+    with torch.no_grad():
+        for part, keep in zip(ids.split(256), mask.split(256)):
+            width = int(keep.sum(1).max())
+            part, keep = part[:, :width], keep[:, :width]
+            tokens = teacher(part, attention_mask=keep).last_hidden_state * keep[..., None]
+            meanings.append(F.normalize(tokens.sum(1), dim=1))
+    meanings = torch.cat(meanings)
+    print(f"{len(texts)} texts", flush=True)
+
+    ids, mask = padded(os.path.join(HERE, "tokenizers/qformer/tokenizer.json"), texts, LENGTH)
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+            "max_position_embeddings", "layer_norm_eps", "pad_token_id", "initializer_range")  # fmt: skip
+    config = BertConfig(**{key: qformer[key] for key in same}, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+    student = BertModel(config, add_pooling_layer=False)
+    ours, theirs = (torch.nn.Linear(width, 128) for width in (config.hidden_size, meanings.shape[1]))
+    trained = [*student.parameters(), *ours.parameters(), *theirs.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    # half of a batch are captions
+    weight = sort / sort.sum() + ~sort / (~sort).sum()
+    began, recent = time.time(), []
+    for step in range(1, options.steps + 1):
+        for group in optimizer.param_groups:
+            rise, fall = min(1, step / 100), 0.5 + 0.5 * np.cos(np.pi * step / options.steps)
+            group["lr"] = options.rate * rise * fall + 1e-6
+        chosen = torch.multinomial(weight, BATCH)
+        width = int(mask[chosen].sum(1).max())
+        tokens = student(ids[chosen, :width], attention_mask=mask[chosen, :width]).last_hidden_state
+        points, goals = F.normalize(ours(tokens[:, 0]), dim=1), F.normalize(theirs(meanings[chosen]), dim=1)
+        logits, target = points @ goals.T / TEMPERATURE, torch.arange(BATCH)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if step % 100 == 0:
+            print(f"step {step}: loss {np.mean(recent):.3f}, {(time.time() - began) / step:.2f} s a step", flush=True)
+            recent = []
+    # BLIP-2 has no token types
+    with torch.no_grad():
+        types = student.embeddings.token_type_embeddings.weight
+        student.embeddings.position_embeddings.weight += types[:1]
+        types.zero_()
+    student.save_pretrained(options.out)
+    print(f"{sum(t.numel() for t in student.parameters())} parameters in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
