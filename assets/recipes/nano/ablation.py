@@ -115,18 +115,18 @@ def main():
         found = arms.scores("caption", run, "--prompt", "")
         table.append((question, arm, "% exact", found["scores"]["exact match"], found))
     for arm, run in (("ITC + ITM + ITG", three), ("ITC + ITM", two)):
-        found = arms.scores("retrieval", run)
+        found = arms.scores("retrieval", run, "--k", "16")
         table.append(("generation", arm, "% R@1", found["scores"]["TR@1"], found))
 
     lines = [
         f"{options.steps} steps an arm, Fluent ({FLUENT}, 1,599 pictures), a style that nobody trains on.",
         "",
-        "| Question | Arm | Exact captions | CIDEr | Picture to text R@1 | Text to picture R@1 | Validation loss |",
-        "|---|---|---|---|---|---|---|",
+        "| Question | Arm | Exact captions | CIDEr | Picture to text R@1, contrast | after matching | Text to picture R@1, contrast | after matching | Validation loss |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for question, arm, _, _, found in table:
         scores, cells = found["scores"], []
-        for metric, digits in (("exact match", 1), ("CIDEr", 2), ("TR@1", 1), ("IR@1", 1)):
+        for metric, digits in (("exact match", 1), ("CIDEr", 2), ("ITC TR@1", 1), ("TR@1", 1), ("ITC IR@1", 1), ("IR@1", 1)):
             cells.append(f"{scores[metric]:.{digits}f}" if metric in scores else "")
         loss = f"{found['validation'][-1][1]:.3f}" if found["validation"] else ""
         lines.append(f"| {question} | {arm} | {' | '.join(cells)} | {loss} |")

@@ -5,7 +5,8 @@
 
 DIR holds the packages that `assets/data/emoji/build.py --packages DIR` fetches. Written here: `texts.txt` (one text
 a line: every English name of an emoji in CLDR, its keywords, and questions with answers about names and groups),
-`contexts.txt` (a few keywords, the token that begins a text, and the name: what stands before the beginning matters),
+`contexts.txt` (words of a name and keywords in any order, the token that begins a text, and the name: what stands before
+the beginning matters, and may be repeated),
 `held_out.txt` (every fortieth line, for validation), `tokenizers/language` (byte-level BPE, OPT's form) and
 `tokenizers/qformer` (WordPiece, BERT's form).
 """
@@ -33,6 +34,16 @@ def cleaned(caption):
     return re.sub(r"\s{2,}", " ", text).strip()
 
 
+def context(draw, name, keywords):
+    """What may stand before a name: a third of the time keywords alone, else words of the name among them, in any order."""
+    own = name.split()
+    some = draw.sample(keywords, min(len(keywords), draw.randint(0, 3)))
+    kept = [word for word in own if draw.random() < 0.8] if draw.random() < 0.67 else []
+    words = kept + " ".join(some).split() or own
+    draw.shuffle(words)
+    return " ".join(words[:10])
+
+
 def texts(folders):
     """Lines of text in a fixed order, and names behind some of their keywords."""
     lines, keywords, contexts = [], set(), []
@@ -54,9 +65,8 @@ def texts(folders):
         ]
         # the name follows from what stands before it, as it will from the queries
         words = [cleaned(keyword) for keyword in concept["keywords"]]
-        for seed in range(6):
-            some = random.Random(f"{name} {seed}").sample(words, min(len(words), 2 + seed % 4))
-            contexts.append(f"{' '.join(some)}</s>{name}")
+        for seed in range(12):
+            contexts.append(f"{context(random.Random(f'{name} {seed}'), name, words)}</s>{name}")
         keywords.update(cleaned(keyword) for keyword in concept["keywords"])
     lines = [line for line in lines + sorted(keywords) if line]
     random.Random(0).shuffle(lines)
