@@ -65,8 +65,11 @@ def texts(folders):
         ]
         # the name follows from what stands before it, as it will from the queries
         words = [cleaned(keyword) for keyword in concept["keywords"]]
-        for seed in range(12):
-            contexts.append(f"{context(random.Random(f'{name} {seed}'), name, words)}</s>{name}")
+        for seed in range(14):
+            before = context(random.Random(f"{name} {seed}"), name, words)
+            # some ask, as `blip2 vqa` does
+            after = {0: f"Question: what is this? Answer: {name}", 1: f"Question: what kind of thing is this? Answer: {group}"}
+            contexts.append(f"{before}</s>{after.get(seed % 7, name)}")
         keywords.update(cleaned(keyword) for keyword in concept["keywords"])
     lines = [line for line in lines + sorted(keywords) if line]
     random.Random(0).shuffle(lines)
