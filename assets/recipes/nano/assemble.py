@@ -39,7 +39,7 @@ def main():
         shutil.copyfile(os.path.join(runs, "stage2", "export", name), os.path.join(out, name))
     with open(os.path.join(out, "generation_config.json"), encoding="utf-8") as file:
         generation = json.load(file)
-    generation |= {"max_new_tokens": 20, "num_beams": 5}
+    generation |= {"max_new_tokens": 20, "num_beams": 5, "length_penalty": 0.0}
     with open(os.path.join(out, "generation_config.json"), "w", encoding="utf-8") as file:
         json.dump(generation, file, indent=2)
         file.write("\n")
