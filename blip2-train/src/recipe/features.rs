@@ -25,7 +25,11 @@ fn key(example: &Example) -> String {
 
 fn complete(reader: Reader, writer: &FeatureWriter) -> Result<bool, RecipeError> {
     for batch in reader.open(LoaderStart::Epoch(0))? {
-        if batch?.examples.iter().any(|example| !writer.contains(&key(example))) {
+        if batch?
+            .examples
+            .iter()
+            .any(|example| !writer.contains(&key(example)))
+        {
             return Ok(false);
         }
     }
