@@ -31,5 +31,5 @@ python $R/assemble.py "$RUNS" "$RUNS/model"
 FLUENT="assets/data/emoji/fluent-{train,held}.tar"
 $TRAIN eval retrieval "$FLUENT" --k 16 --model "$RUNS/model" --out "$RUNS/eval-retrieval"
 # no text before the caption: there was none in training
-$TRAIN eval caption "$FLUENT" --prompt "" --model "$RUNS/model" --out "$RUNS/eval-caption"
+$TRAIN eval caption "$FLUENT" --prompt "" --length-penalty 0 --model "$RUNS/model" --out "$RUNS/eval-caption"
 python $R/curves.py "$RUNS/model/curves.svg" "$RUNS/lm" "$RUNS/lm_context" "$RUNS/contrast" "$RUNS/stage1" "$RUNS/stage2" "$RUNS/heads"
