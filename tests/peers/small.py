@@ -1,6 +1,6 @@
 """Parity of the small recipe's model (DINOv2 encoder, MiniLM as Q-Former, SmolLM2) with transformers, on real weights.
 
-    pip install torch==2.9.1 transformers==4.57.6 pillow safetensors
+    pip install torch==2.9.0 transformers==4.57.6 pillow safetensors
     python tests/peers/small.py --stage1 runs/small/stage1/export --stage2 runs/small/stage2/export \
         --blip2 target/release/blip2 PICTURES [--out tests/peers/results/small.md]
 
@@ -60,7 +60,9 @@ def main():
     vision = part(Dinov2Model, Dinov2Config(**config["vision_config"]), second, ("vision_model.", ""))
     bridge = Blip2QFormerConfig(**config["qformer_config"])
     queries = part(Blip2QFormerModel, bridge, second, ("qformer.", ""))
-    reader = part(Blip2QFormerModel, bridge, weights["stage1"], ("qformer.", ""))
+    # stage 2 has no text branch
+    reader = Blip2QFormerConfig(**{**config["qformer_config"], "use_qformer_text_input": True})
+    reader = part(Blip2QFormerModel, reader, weights["stage1"], ("qformer.", ""))
     language = part(LlamaForCausalLM, LlamaConfig(**config["text_config"]), second, ("language_model.", ""))
     language.tie_weights()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(options.stage2, "tokenizer.json"))
