@@ -112,7 +112,7 @@ def main():
         ("language model", "frozen OPT, 4 layers of 128", with_stage1),
         ("language model", "frozen OPT, 2 layers of 64", smaller),
     ):
-        found = arms.scores("caption", run, "--prompt", "")
+        found = arms.scores("caption", run, "--prompt", "", "--length-penalty", "0")
         table.append((question, arm, "% exact", found["scores"]["exact match"], found))
     for arm, run in (("ITC + ITM + ITG", three), ("ITC + ITM", two)):
         found = arms.scores("retrieval", run, "--k", "16")

