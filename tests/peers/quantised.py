@@ -1,6 +1,6 @@
 """What packing the language model's matrices costs in accuracy, measured on a checkpoint with a real language model.
 
-    pip install numpy safetensors
+    pip install numpy safetensors torch
     python tests/peers/quantised.py --model DIR --picture PNG --blip2 target/release/blip2 [--out tests/peers/results/quantised.md]
 
 For every prompt below and every dtype: the distribution of the next token against the one in f32 (Kullback-Leibler
@@ -9,13 +9,11 @@ before and after the first difference, texts that are equal as a whole).
 """
 
 import argparse
-import json
 import os
-import subprocess
-import tempfile
 
 import numpy as np
-from safetensors.numpy import load_file
+
+from commands import greedy, report, tensors
 
 DTYPES = ("bf16", "int8", "int4")
 TOKENS = 20
@@ -47,18 +45,11 @@ def main():
     options = parser.parse_args()
 
     def logits(prompt, dtype):
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "trace.safetensors")
-            command = [options.blip2, "trace", options.picture, "--prompt", prompt, "--out", path]
-            command += ["--model", options.model, "--dtype-llm", dtype, "--quiet"]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            return log_softmax(load_file(path)["logits"][0])
+        command = ("trace", options.picture, "--prompt", prompt, "--model", options.model, "--dtype-llm", dtype)
+        return log_softmax(tensors(options.blip2, *command)["logits"][0].numpy())
 
     def tokens(prompt, dtype):
-        command = [options.blip2, "caption", options.picture, "--prompt", prompt, "--model", options.model, "--json", "--quiet"]
-        command += ["--dtype-llm", dtype, "--num-beams", "1", "--max-new-tokens", str(TOKENS), "--min-new-tokens", str(TOKENS)]
-        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return json.loads(line)["outputs"][0]["token_ids"]
+        return greedy(options.blip2, options.picture, prompt, TOKENS, "--model", options.model, "--dtype-llm", dtype)
 
     reference = {prompt: (logits(prompt, "f32"), tokens(prompt, "f32")) for prompt in PROMPTS}
     lines = [
@@ -80,10 +71,7 @@ def main():
         share = lambda values: f"{100 * np.mean(values):.0f} %"
         cells = [f"{np.mean(divergence):.2g}", f"{max(divergence):.2g}", *map(share, (best, equal, prefix, whole))]
         lines.append(f"| {dtype} | {' | '.join(cells)} |")
-    print("\n".join(lines))
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    report(lines, options.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Prints a Markdown table; exit code 1 if a row fails.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,8 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file
+
+from commands import run
 
 TESTS = Path(__file__).resolve().parent.parent
 PARITY = TESTS / "fixtures" / "parity"
@@ -36,13 +37,6 @@ SAME, OTHER = 1e-5, 1e-4  # engine
 STAGE_1_ONLY = ("qformer_lm_head.", "temp")
 # text branch of a Q-Former that reads questions: transformers has no class that feeds it beside a language model
 QUESTIONS_ONLY = ("embeddings.",)
-
-
-def run(*command, **settings):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **settings)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-    return done.stdout
 
 
 class Strict(Exception):

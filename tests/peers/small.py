@@ -13,25 +13,23 @@ Printed is the largest difference over the largest value; 1e-4 is the bound for 
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from commands import greedy, report, tensors
+
 PROMPT, TEXT, TOKENS, BOUND = "a picture of", "a red apple with a green leaf", 20, 1e-4
 
 
-def part(cls, config, weights, *prefixes):
-    """`cls` with the tensors under the prefixes; any other missing or unused name stops the run."""
+def part(cls, config, weights, prefix):
+    """`cls` with the tensors under the prefix; any other missing or unused name stops the run."""
     model = cls(config).eval()
-    tensors = {}
-    for prefix, target in prefixes:
-        tensors |= {target + name.removeprefix(prefix): t.float() for name, t in weights.items() if name.startswith(prefix)}
-    missing, unused = model.load_state_dict(tensors, strict=False)
+    named = {name.removeprefix(prefix): t.float() for name, t in weights.items() if name.startswith(prefix)}
+    missing, unused = model.load_state_dict(named, strict=False)
     missing = [name for name in missing if name not in ("embeddings.mask_token", "lm_head.weight")]
     if missing or unused:
         sys.exit(f"{cls.__name__}: missing {missing[:4]}, unused {unused[:4]}")
@@ -50,20 +48,14 @@ def main():
     with open(os.path.join(options.stage2, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
 
-    def ours(*command):
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "out.safetensors")
-            subprocess.run([options.blip2, *command, "--out", path, "--dtype", "f32", "--quiet"], check=True, stdout=subprocess.DEVNULL)
-            return load_file(path)
-
     second = weights["stage2"]
-    vision = part(Dinov2Model, Dinov2Config(**config["vision_config"]), second, ("vision_model.", ""))
+    vision = part(Dinov2Model, Dinov2Config(**config["vision_config"]), second, "vision_model.")
     bridge = Blip2QFormerConfig(**config["qformer_config"])
-    queries = part(Blip2QFormerModel, bridge, second, ("qformer.", ""))
+    queries = part(Blip2QFormerModel, bridge, second, "qformer.")
     # stage 2 has no text branch
     reader = Blip2QFormerConfig(**{**config["qformer_config"], "use_qformer_text_input": True})
-    reader = part(Blip2QFormerModel, reader, weights["stage1"], ("qformer.", ""))
-    language = part(LlamaForCausalLM, LlamaConfig(**config["text_config"]), second, ("language_model.", ""))
+    reader = part(Blip2QFormerModel, reader, weights["stage1"], "qformer.")
+    language = part(LlamaForCausalLM, LlamaConfig(**config["text_config"]), second, "language_model.")
     language.tie_weights()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(options.stage2, "tokenizer.json"))
     words = PreTrainedTokenizerFast(tokenizer_file=os.path.join(options.stage1, "tokenizer.json"))
@@ -74,14 +66,13 @@ def main():
         worst[name] = max(worst.get(name, 0.0), ((found - expected).abs().max() / expected.abs().max()).item())
 
     for picture in options.pictures:
-        trace = ours("trace", picture, "--prompt", PROMPT, "--model", options.stage2)
-        command = [options.blip2, "caption", picture, "--prompt", PROMPT, "--model", options.stage2, "--json", "--quiet", "--dtype", "f32"]
-        command += ["--num-beams", "1", "--max-new-tokens", str(TOKENS), "--min-new-tokens", str(TOKENS)]
-        sequence = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["outputs"][0]["token_ids"]
+        model = ["--model", options.stage2, "--dtype", "f32"]
+        trace = tensors(options.blip2, "trace", picture, "--prompt", PROMPT, *model)
+        sequence = greedy(options.blip2, picture, PROMPT, TOKENS, *model)
         with torch.no_grad():
-            tokens = vision(trace["pixel_values"], interpolate_pos_encoding=True).last_hidden_state
-            compare("encoder", trace["vision.last_hidden_state"], tokens)
-            found = queries(query_embeds=second["query_tokens"].float(), encoder_hidden_states=tokens).last_hidden_state
+            encoded = vision(trace["pixel_values"], interpolate_pos_encoding=True).last_hidden_state
+            compare("encoder", trace["vision.last_hidden_state"], encoded)
+            found = queries(query_embeds=second["query_tokens"].float(), encoder_hidden_states=encoded).last_hidden_state
             compare("queries", trace["qformer.last_hidden_state"], found)
             prefix = F.linear(found, second["language_projection.weight"].float(), second["language_projection.bias"].float())
             ids = tokenizer(PROMPT, return_tensors="pt").input_ids
@@ -90,13 +81,13 @@ def main():
             expected = language.generate(inputs_embeds=inputs, do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS)
         equal += sequence == expected[0].tolist()
 
-    text = ours("embed", "text", "--text", TEXT, "--model", options.stage1)
+    text = tensors(options.blip2, "embed", "text", "--text", TEXT, "--model", options.stage1, "--dtype", "f32")
     first = weights["stage1"]
     with torch.no_grad():
         ids = words(TEXT, return_tensors="pt").input_ids
         table, places = (first[f"embeddings.{name}_embeddings.weight"].float() for name in ("word", "position"))
         found = reader(query_embeds=table[ids] + places[: ids.shape[1]], query_length=0).last_hidden_state
-    compare("text branch", next(t for t in text.values() if t.numel() == found.numel()), found)
+    compare("text branch", text["text.last_hidden_state"], found)
 
     lines = [
         f"{len(options.pictures)} pictures, f32, transformers on torch {torch.__version__.split('+')[0]}.",
@@ -107,10 +98,7 @@ def main():
         "",
         f"{TOKENS} greedy tokens equal: {equal} of {len(options.pictures)} pictures.",
     ]
-    print("\n".join(lines))
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    report(lines, options.out)
     if max(worst.values()) > BOUND or equal < len(options.pictures):
         sys.exit("different from transformers")
 
