@@ -24,7 +24,7 @@ class Arms:
         self.options = options
         self.trainer = shlex.split(options.trainer)
         os.makedirs(options.out, exist_ok=True)
-        with open(os.path.join(HERE, "config_dropout.json"), encoding="utf-8") as file:
+        with open(os.path.join(HERE, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
         config["text_config"] |= SMALL
         self.small = os.path.join(options.out, "small.json")

@@ -60,6 +60,10 @@ pub fn configuration(model: &ModelSection, stage: StageKind) -> Result<Blip2Conf
     if let Some(size) = model.image_size {
         config.vision_config = config.vision_config.with_image_size(size);
     }
+    if let Some(probability) = model.qformer_dropout {
+        config.qformer_config.hidden_dropout_prob = probability;
+        config.qformer_config.attention_probs_dropout_prob = probability;
+    }
     config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size();
     // stage 1 has its text branch in any case; transformers reads only this field
     config.qformer_config.use_qformer_text_input = model.qformer_text_input || stage == StageKind::Stage1;

@@ -36,6 +36,9 @@ pub struct ModelSection {
     /// Side of the pictures; a position table of another size is resized as LAVIS does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
+    /// Both dropout probabilities of the Q-Former, instead of the architecture's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qformer_dropout: Option<f64>,
     /// What happens to an image encoder or language model without weights.
     pub init: Init,
     /// Trained Q-Former, queries, heads and `ln_vision` (and the encoder, if it was trained with them). Of several
@@ -190,7 +193,14 @@ impl ModelSection {
                 "one language model at most: `opt_model`, `t5_model` or `llm_model`",
             ));
         }
-        Ok(())
+        match self.qformer_dropout {
+            Some(probability) if !(0.0..1.0).contains(&probability) => Err(RecipeError::setting(
+                "model.qformer_dropout",
+                probability,
+                "a probability, at least 0 and below 1",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The language model named by `opt_model`, `t5_model` or `llm_model`.

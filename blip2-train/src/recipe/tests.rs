@@ -30,6 +30,7 @@ fn unknown_keys_are_errors_everywhere() {
 fn contradictions_are_refused_with_the_key() {
     for (set, key) in [
         ("model.vit_model=\"clip_L\"", "model.base"),
+        ("model.qformer_dropout=1.0", "model.qformer_dropout"),
         ("schedule.max_epoch=3", "schedule.max_epoch"),
         (
             "schedule.lr_sched=\"linear_warmup_cosine_lr\"",
@@ -57,6 +58,19 @@ fn both_spellings_mean_the_same() {
     let config = |recipe: &Recipe| recipe.trainer(None).unwrap();
     assert_eq!(config(&ours), config(&lavis));
     assert_eq!(config(&ours).accumulate, 2);
+}
+
+#[test]
+fn dropout_of_the_qformer_replaces_the_architecture_s() {
+    let text = MINIMAL.replace("base = \"x/y\"", "vit_model = \"clip_L\"");
+    let dropout = |set: &[String]| {
+        let recipe = Recipe::parse(&text, "test", set).unwrap();
+        let config = architecture::configuration(&recipe.model, recipe.stage).unwrap();
+        let qformer = config.qformer_config;
+        (qformer.hidden_dropout_prob, qformer.attention_probs_dropout_prob)
+    };
+    assert_eq!(dropout(&[]), (0.1, 0.1));
+    assert_eq!(dropout(&["model.qformer_dropout=0.25".into()]), (0.25, 0.25));
 }
 
 #[test]
