@@ -1,7 +1,10 @@
 //! Matrix products of f32 with f32 or bf16, f32 sums, with bias and activation applied while the result is
 //! still in cache. Blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-//! (2008), with the left panel in L1 and the right block in L2: wide registers need few loads per product.
+//! (2008), with the left panel in L1 and the right block in L2: wide registers need few loads per product. Pairs of
+//! bf16 are multiplied in vector registers or, where there are any, in tiles.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod pack;
 mod tile;
 
@@ -11,17 +14,11 @@ use half::bf16;
 use rayon::prelude::*;
 
 pub use pack::{Element, Form, Mat};
-use pack::{pack, steps};
+use pack::{pack, pack_rows};
 use tile::{Args, Tiles};
 
 use crate::act::{self, Act};
 use crate::level::{Level, per_level};
-
-/// Steps along the contraction per block.
-const DEPTH: usize = 512;
-
-/// Columns per task, in full panels.
-const PANELS: usize = 4;
 
 /// What happens to a finished value.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +47,7 @@ pub fn matmul<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>
 }
 
 /// As [`matmul`], with `a` rounded to bf16 where the processor multiplies pairs of bf16 (products and sums in
-/// f32): twice the speed. Elsewhere the weights are widened and nothing is rounded.
+/// f32; denormals count as zero): faster, and with AMX several times. Elsewhere the weights are widened and nothing is rounded.
 ///
 /// # Panics
 /// If the sizes do not match.
@@ -74,7 +71,7 @@ pub(crate) unsafe fn matmul_columns<A: Element, B: Element>(
     epilogue: Epilogue<'_>,
 ) {
     // SAFETY: the caller's
-    unsafe { product(a, b, Out(out), stride, epilogue, true) };
+    unsafe { product(Level::detect(), a, b, Out(out), stride, epilogue, true) };
 }
 
 /// Row-major bf16, rounded to nearest even.
@@ -108,9 +105,12 @@ fn round_body<const FMA: bool>(x: &[f32], out: &mut [bf16]) {
 
 fn run_all<A: Element, B: Element>(a: Mat<'_, A>, b: Mat<'_, B>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let (m, n) = (a.rows, b.columns);
-    let mut out = vec![0f32; m * n];
-    // SAFETY: `out` has the size of the result and is ours
-    unsafe { product(a, b, Out(out.as_mut_ptr()), n, epilogue, true) };
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: `out` has room for the result and is ours; the product writes all of it
+    unsafe {
+        product(Level::detect(), a, b, Out(out.as_mut_ptr()), n, epilogue, true);
+        out.set_len(m * n);
+    }
     out
 }
 
@@ -120,7 +120,7 @@ fn run_all<A: Element, B: Element>(a: Mat<'_, A>, b: Mat<'_, B>, epilogue: Epilo
 /// `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches those.
 pub(crate) unsafe fn matmul_into(a: Mat<'_, f32>, b: Mat<'_, f32>, out: *mut f32, stride: usize) {
     // SAFETY: the caller's
-    unsafe { product(a, b, Out(out), stride, Epilogue::NONE, false) };
+    unsafe { product(Level::detect(), a, b, Out(out), stride, Epilogue::NONE, false) };
 }
 
 /// A result that several threads write, each its own part.
@@ -148,8 +148,10 @@ impl Out {
 }
 
 /// # Safety
-/// `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches those.
+/// The processor has `level`, `out` has room for `m` rows of `n` columns at `stride`, and no other thread touches
+/// those.
 unsafe fn product<A: Element, B: Element>(
+    level: Level,
     a: Mat<'_, A>,
     b: Mat<'_, B>,
     out: Out,
@@ -168,73 +170,66 @@ unsafe fn product<A: Element, B: Element>(
     }
     if k == 0 {
         for i in 0..m {
-            // SAFETY: a row of the result
-            let row = unsafe { out.slice(i * stride, n) };
-            row.fill(0.0);
+            // SAFETY: a row of the result, which may not have been written before
+            let row = unsafe {
+                out.at(i * stride).write_bytes(0, n);
+                out.slice(i * stride, n)
+            };
             finish(row, epilogue.bias, epilogue.act);
         }
         return;
     }
     // pairs of bf16 where both factors are bf16
-    let tiles = Tiles::choose(Level::detect(), A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
-    let per_step = if tiles.pairs { 2 } else { 1 };
-    let depth = DEPTH * per_step;
-    with_buffer(
-        Buffer::Left,
-        m * steps(k, tiles.pairs) + k.div_ceil(depth) * m,
-        |left| {
-            pack_left(a, &tiles, depth, left, parallel);
-            let left = &*left;
-            let width = PANELS * tiles.columns();
-            let columns = n.div_ceil(width);
-            // few columns: rows are split as well, at the price of packing the right factor again
-            let threads = if parallel { rayon::current_num_threads() } else { 1 };
-            let row_tasks = if columns >= 2 * threads || !parallel {
-                1
-            } else {
-                (2 * threads).div_ceil(columns).min(m.div_ceil(8 * tiles.rows))
+    let tiles = Tiles::choose(level, A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
+    with_buffer(Buffer::Left, m * tiles.steps(k), |left| {
+        pack_left(a, &tiles, left, parallel);
+        let left = &*left;
+        // two tasks for every thread: narrow ones if need be, and with few columns rows are split as well, at the
+        // price of packing the right factor again
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let least = if threads > 1 { 2 * threads } else { 1 };
+        let panels = (n.div_ceil(tiles.columns()) / least).clamp(1, tiles.panels);
+        let width = panels * tiles.columns();
+        let columns = n.div_ceil(width);
+        let row_tasks = least.div_ceil(columns).min(m.div_ceil(8 * tiles.rows));
+        let rows_each = m.div_ceil(row_tasks).next_multiple_of(tiles.rows);
+        let task = |t: usize| {
+            let (first, row) = ((t % columns) * width, (t / columns) * rows_each);
+            let block = Block {
+                rows: [row, rows_each.min(m.saturating_sub(row))],
+                columns: [first, width.min(n - first)],
             };
-            let rows_each = m.div_ceil(row_tasks).next_multiple_of(tiles.rows);
-            let task = |t: usize| {
-                let (first, row) = ((t % columns) * width, (t / columns) * rows_each);
-                let block = Block {
-                    rows: [row, rows_each.min(m.saturating_sub(row))],
-                    columns: [first, width.min(n - first)],
-                    depth,
-                };
-                // SAFETY: tasks differ in rows or columns and stay inside the result
-                unsafe { block.run(left, m, b, out, stride, epilogue, &tiles) };
-            };
-            let tasks = columns * row_tasks;
-            if parallel && tasks > 1 {
-                (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-            } else {
-                (0..tasks).for_each(task);
-            }
-        },
-    );
+            // SAFETY: tasks differ in rows or columns and stay inside the result
+            unsafe { block.run(left, m, b, out, stride, epilogue, &tiles) };
+        };
+        let tasks = columns * row_tasks;
+        if parallel && tasks > 1 {
+            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        } else {
+            (0..tasks).for_each(task);
+        }
+    });
 }
 
 /// Packs all of the left factor: blocks along the contraction, in them panels of rows.
-fn pack_left<A: Element>(a: Mat<'_, A>, tiles: &Tiles, depth: usize, left: &mut [u32], parallel: bool) {
+fn pack_left<A: Element>(a: Mat<'_, A>, tiles: &Tiles, left: &mut [u32], parallel: bool) {
     let (m, k) = (a.rows, a.columns);
     let transposed = a.transposed();
+    let block = tiles.depth * tiles.per_step();
     let mut rest = left;
-    for from in (0..k).step_by(depth) {
-        let depth = depth.min(k - from);
-        let steps = steps(depth, tiles.pairs);
+    for from in (0..k).step_by(block) {
+        let depth = block.min(k - from);
+        let steps = tiles.steps(depth);
         let (block, tail) = rest.split_at_mut(m * steps);
         rest = tail;
         let panel = |(i, out): (usize, &mut [u32])| {
             let rows = tiles.rows.min(m - i * tiles.rows);
-            pack(
-                transposed,
-                [from, depth],
-                [i * tiles.rows, rows],
-                rows,
-                tiles.pairs,
-                out,
-            );
+            let (depth, range) = ([from, depth], [i * tiles.rows, rows]);
+            if tiles.group > 1 {
+                pack_rows(a, depth, range, tiles.group, out);
+            } else {
+                pack(transposed, depth, range, rows, tiles.pairs, out);
+            }
         };
         if parallel && m * depth > 1 << 16 {
             let chunks = block.par_chunks_mut(tiles.rows * steps);
@@ -251,8 +246,6 @@ struct Block {
     rows: [usize; 2],
     /// First and number.
     columns: [usize; 2],
-    /// Values along the contraction per pass.
-    depth: usize,
 }
 
 impl Block {
@@ -274,11 +267,13 @@ impl Block {
         }
         let panel = tiles.columns();
         let (k, mut offset) = (b.rows, 0);
-        let size = columns.next_multiple_of(tiles.lanes) * steps(self.depth.min(k), tiles.pairs);
+        let block = tiles.depth * tiles.per_step();
+        let size = columns.next_multiple_of(tiles.lanes) * tiles.steps(block.min(k));
+        let mut code = (tiles.code)();
         with_buffer(Buffer::Right, size, |right| {
-            for from in (0..k).step_by(self.depth) {
-                let depth = self.depth.min(k - from);
-                let steps = steps(depth, tiles.pairs);
+            for from in (0..k).step_by(block) {
+                let depth = block.min(k - from);
+                let steps = tiles.steps(depth);
                 for j in (0..columns).step_by(panel) {
                     let here = panel.min(columns - j);
                     let width = here.next_multiple_of(tiles.lanes);
@@ -304,7 +299,7 @@ impl Block {
                             accumulate: from > 0,
                         };
                         // SAFETY: panels were packed for these sizes, the rectangle is ours
-                        unsafe { tiles.run(height, vectors, args) };
+                        unsafe { code.run(height, vectors, args) };
                     }
                     if last_block && (epilogue.bias.is_some() || epilogue.act != Act::Identity) {
                         let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
@@ -347,6 +342,9 @@ enum Buffer {
     Right,
 }
 
+/// Words per cache line.
+const LINE: usize = 16;
+
 /// Scratch memory that this thread keeps: fresh pages cost more than the packing.
 fn with_buffer(which: Buffer, size: usize, f: impl FnOnce(&mut [u32])) {
     thread_local! {
@@ -354,10 +352,12 @@ fn with_buffer(which: Buffer, size: usize, f: impl FnOnce(&mut [u32])) {
     }
     // taken, not borrowed: a thread that waits for others may be given another product meanwhile
     let mut buffer = BUFFERS.with(|b| std::mem::take(&mut *b[which as usize].borrow_mut()));
-    if buffer.len() < size {
-        buffer.resize(size, 0);
+    if buffer.len() < size + LINE {
+        buffer.resize(size + LINE, 0);
     }
-    f(&mut buffer[..size]);
+    // a load of tile rows or wide vectors that straddle cache lines takes twice as long
+    let start = buffer.as_ptr().align_offset(4 * LINE).min(LINE);
+    f(&mut buffer[start..start + size]);
     BUFFERS.with(|b| *b[which as usize].borrow_mut() = buffer);
 }
 

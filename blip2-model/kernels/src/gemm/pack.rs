@@ -126,18 +126,14 @@ impl Element for f16 {
     }
 }
 
-/// Words per panel column for `depth` values along the contraction.
-pub(super) fn steps(depth: usize, pairs: bool) -> usize {
-    if pairs { depth.div_ceil(2) } else { depth }
-}
-
 /// Steps handled at a time where the source runs along the contraction: the strided writes then stay in L1.
 const BLOCK: usize = 16;
 
 /// Packs columns `first..first + out_columns` of rows `from..from + depth` of `m` (rows run along the
-/// contraction) as `[steps][width]`, zero where `width` exceeds the columns.
+/// contraction) as `[steps][width]`, zero where `width` exceeds the columns and where `out` has more steps than
+/// `depth` fills.
 ///
-/// The left factor is packed through its transpose.
+/// The left factor of vector code is packed through its transpose.
 pub(super) fn pack<T: Element>(
     m: Mat<'_, T>,
     [from, depth]: [usize; 2],
@@ -146,13 +142,12 @@ pub(super) fn pack<T: Element>(
     pairs: bool,
     out: &mut [u32],
 ) {
-    let steps = steps(depth, pairs);
-    let out = &mut out[..steps * width];
+    let steps = if pairs { depth.div_ceil(2) } else { depth };
+    let (out, padding) = out.split_at_mut(steps * width);
+    padding.fill(0);
     if columns < width {
         out.fill(0);
     }
-    let word =
-        |low: T, high: Option<T>| u32::from(low.narrow()) | u32::from(high.map_or(0, Element::narrow)) << 16;
     if m.row_stride == 1 {
         // the source runs along the contraction
         let line = |j: usize| {
@@ -193,6 +188,11 @@ pub(super) fn pack<T: Element>(
             for (out, &x) in out.iter_mut().zip(&m.data[start..start + columns]) {
                 *out = x.wide().to_bits();
             }
+        } else if m.column_stride == 1 && 2 * p + 1 < depth {
+            let start = (from + 2 * p) * m.row_stride + first;
+            let low = &m.data[start..start + columns];
+            let high = &m.data[start + m.row_stride..start + m.row_stride + columns];
+            words(low, high, out);
         } else if pairs {
             for (j, out) in out.iter_mut().enumerate().take(columns) {
                 let high = (2 * p + 1 < depth).then(|| at(2 * p + 1, j));
@@ -201,6 +201,68 @@ pub(super) fn pack<T: Element>(
         } else {
             for (j, out) in out.iter_mut().enumerate().take(columns) {
                 *out = at(p, j).wide().to_bits();
+            }
+        }
+    }
+}
+
+/// Two values that follow each other along the contraction.
+#[inline(always)]
+fn word<T: Element>(low: T, high: Option<T>) -> u32 {
+    u32::from(low.narrow()) | u32::from(high.map_or(0, Element::narrow)) << 16
+}
+
+/// Pairs of two rows.
+fn words<T: Element>(low: &[T], high: &[T], out: &mut [u32]) {
+    #[inline(always)]
+    fn body<T: Element>(low: &[T], high: &[T], out: &mut [u32]) {
+        for ((out, &low), &high) in out.iter_mut().zip(low).zip(high) {
+            *out = word(low, Some(high));
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<T: Element>(low: &[T], high: &[T], out: &mut [u32]) {
+            body(low, high, out);
+        }
+        if crate::level::Level::detect() >= crate::level::Level::Avx2 {
+            // SAFETY: detected
+            return unsafe { avx2(low, high, out) };
+        }
+    }
+    body(low, high, out);
+}
+
+/// Packs `rows` rows from `first` of `m` (columns run along the contraction, `from..from + depth` of them) as
+/// `[steps / group][rows][group]` pairs, zero where `out` has more steps than `depth` fills: the left factor of
+/// tile registers.
+pub(super) fn pack_rows<T: Element>(
+    m: Mat<'_, T>,
+    [from, depth]: [usize; 2],
+    [first, rows]: [usize; 2],
+    group: usize,
+    out: &mut [u32],
+) {
+    for (g, out) in out.chunks_exact_mut(rows * group).enumerate() {
+        let start = 2 * g * group;
+        let size = (2 * group).min(depth - start);
+        for (i, out) in out.chunks_exact_mut(group).enumerate() {
+            let line = &m.data[(first + i) * m.row_stride + (from + start) * m.column_stride..];
+            if m.column_stride == 1 && size == 2 * group {
+                for (out, pair) in out.iter_mut().zip(line.as_chunks().0) {
+                    let &[low, high] = pair;
+                    *out = word(low, Some(high));
+                }
+            } else {
+                let at = |p: usize| line[p * m.column_stride];
+                for (p, out) in out.iter_mut().enumerate() {
+                    *out = match size.saturating_sub(2 * p) {
+                        0 => 0,
+                        1 => word(at(2 * p), None),
+                        _ => word(at(2 * p), Some(at(2 * p + 1))),
+                    };
+                }
             }
         }
     }

@@ -18,7 +18,13 @@ fn at<T: Element>(m: Mat<'_, T>, i: usize, j: usize) -> f64 {
 
 /// Against sums in f64. `k` roundings of sums that grow like `sqrt(k / 9)`, which themselves add up like `sqrt(k)`,
 /// give `2e-8 k` on average and five times that at worst; `rounding` is for inputs that are rounded first.
-fn check<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, got: &[f32], bias: Option<&[f32]>, rounding: f64) {
+fn check<A: Element, B: Element>(
+    a: Mat<'_, A>,
+    b: Mat<'_, B>,
+    got: &[f32],
+    bias: Option<&[f32]>,
+    rounding: f64,
+) {
     assert_eq!(got.len(), a.rows * b.columns);
     for i in 0..a.rows {
         for j in 0..b.columns {
@@ -96,6 +102,134 @@ fn bf16_weights_exact_and_with_rounded_input() {
         let a = values(m * k, 5);
         let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
         check(a, b, &matmul_bf16(a, b, Epilogue::NONE), None, 4e-3);
+    }
+}
+
+/// `n` values of bf16.
+fn narrow(n: usize, seed: usize) -> Vec<bf16> {
+    values(n, seed).iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+/// The instruction sets with products of bf16 pairs that this processor has; says which it cannot test.
+fn pair_levels() -> Vec<Level> {
+    let (has, lacks): (Vec<Level>, Vec<Level>) = [Level::Avx512Bf16, Level::Amx]
+        .iter()
+        .partition(|&&level| level <= Level::detect());
+    for level in lacks {
+        println!("skipped: this processor does not have {level:?}, or BLIP2_CPU forbids it");
+    }
+    has
+}
+
+/// `a b` with the instructions of `level`, in rows `stride` apart; what lies between them stays 7.
+fn pairs_product(
+    level: Level,
+    a: Mat<'_, bf16>,
+    b: Mat<'_, bf16>,
+    stride: usize,
+    epilogue: Epilogue<'_>,
+) -> Vec<f32> {
+    let tiles = Tiles::choose(level, true);
+    assert!(
+        tiles.pairs && (tiles.group > 1) == (level == Level::Amx),
+        "not the code that is tested"
+    );
+    let mut out = vec![7f32; a.rows * stride];
+    // SAFETY: `pair_levels` chose the level; room for all rows
+    unsafe { product(level, a, b, Out(out.as_mut_ptr()), stride, epilogue, true) };
+    let (rows, gaps): (Vec<_>, Vec<_>) = out.chunks(stride).map(|row| row.split_at(b.columns)).unzip();
+    assert!(gaps.concat().iter().all(|&x| x == 7.0));
+    rows.concat()
+}
+
+#[test]
+fn pairs_of_bf16_on_every_instruction_set() {
+    // around 16 and 32 rows and columns, 32 values along the contraction, and a second block of those
+    let tails = [
+        [15, 31, 15],
+        [16, 32, 16],
+        [17, 33, 17],
+        [31, 63, 33],
+        [32, 64, 32],
+        [33, 65, 31],
+        [48, 1023, 47],
+        [65, 1025, 49],
+        [40, 2050, 300],
+    ];
+    for level in pair_levels() {
+        for [m, k, n] in SIZES.into_iter().chain(tails) {
+            let (a, b, bias) = (narrow(m * k, 1), narrow(k * n, 2), values(n, 3));
+            for a in [Mat::new(&a, m, k), Mat::new(&a, k, m).transposed()] {
+                for b in [Mat::new(&b, k, n), Mat::new(&b, n, k).transposed()] {
+                    // exact in bf16 on both sides, so that only the sums round
+                    check(
+                        a,
+                        b,
+                        &pairs_product(level, a, b, n + 3, Epilogue::NONE),
+                        None,
+                        0.0,
+                    );
+                    let epilogue = Epilogue {
+                        bias: Some(&bias),
+                        act: Act::Identity,
+                    };
+                    check(a, b, &pairs_product(level, a, b, n, epilogue), Some(&bias), 0.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_of_bf16_finish_with_the_activation_after_the_last_block() {
+    let (m, k, n) = (35, 1100, 70);
+    let (a, b, bias) = (narrow(m * k, 1), narrow(k * n, 2), values(n, 3));
+    let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).transposed());
+    for level in pair_levels() {
+        let mut epilogue = Epilogue {
+            bias: Some(&bias),
+            act: Act::Identity,
+        };
+        let mut want = pairs_product(level, a, b, n, epilogue);
+        act::apply(Act::Gelu, &mut want);
+        epilogue.act = Act::Gelu;
+        // the same operations on the same values
+        assert_eq!(pairs_product(level, a, b, n, epilogue), want, "{level:?}");
+    }
+}
+
+#[test]
+fn pairs_of_bf16_give_the_same_bits_with_any_number_of_threads() {
+    for [m, k, n] in [[1, 70, 700], [300, 200, 40], [600, 1030, 333]] {
+        let (a, b) = (narrow(m * k, 1), narrow(k * n, 2));
+        let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).transposed());
+        for level in pair_levels() {
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                pool.unwrap()
+                    .install(|| pairs_product(level, a, b, n + 1, Epilogue::NONE))
+            };
+            let one = on(1);
+            // tasks split rows and columns, never a sum
+            for threads in [2, 5, 16] {
+                assert_eq!(on(threads), one, "{level:?} {m} {k} {n} on {threads}");
+            }
+        }
+    }
+}
+
+#[test]
+fn infinity_reaches_its_own_row_and_column_only() {
+    // sizes with padding on every side, which an infinity would turn into NaN
+    let (m, k, n) = (19, 37, 21);
+    let (mut a, mut b) = (narrow(m * k, 1), narrow(k * n, 2));
+    (a[4 * k + 36], b[36 * n + 20]) = (bf16::INFINITY, bf16::INFINITY);
+    for level in pair_levels() {
+        let got = pairs_product(level, Mat::new(&a, m, k), Mat::new(&b, k, n), n, Epilogue::NONE);
+        for (i, x) in got.iter().enumerate() {
+            assert!(!x.is_nan(), "{level:?} at {i}");
+            assert_eq!(x.is_infinite(), i / n == 4 || i % n == 20, "{level:?} at {i}");
+        }
     }
 }
 

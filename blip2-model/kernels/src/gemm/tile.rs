@@ -1,6 +1,8 @@
 //! Register tiles: up to 8 rows by 3 vectors of the product are kept in registers while the packed panels of
 //! both factors stream past once.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use crate::level::Level;
 use crate::simd::{Portable, Simd};
 
@@ -9,7 +11,7 @@ use crate::simd::{Portable, Simd};
 pub(super) struct Args {
     /// Steps along the contraction: values, or pairs of bf16.
     pub steps: usize,
-    /// `[steps][rows]`
+    /// `[steps][rows]`, or `[steps / group][rows][group]`
     pub a: *const u32,
     /// `[steps][vectors * lanes]`
     pub b: *const u32,
@@ -34,7 +36,23 @@ pub(super) struct Tiles {
     pub rows: usize,
     /// Whether panels hold pairs of bf16.
     pub pairs: bool,
-    run: unsafe fn(usize, usize, Args),
+    /// Steps that are taken at once; panels are padded to a multiple of it.
+    pub group: usize,
+    /// Steps along the contraction per block, a multiple of `group`.
+    pub depth: usize,
+    /// Most panels of columns per task.
+    pub panels: usize,
+    /// The code, ready to run on the thread that asks.
+    pub code: fn() -> Code,
+}
+
+/// [`Tiles`] at work on one thread.
+pub(super) enum Code {
+    /// In vector registers.
+    Vectors(unsafe fn(usize, usize, Args)),
+    /// In tile registers, which are given back when this is dropped.
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Registers),
 }
 
 impl Tiles {
@@ -42,18 +60,33 @@ impl Tiles {
     pub fn choose(level: Level, want_pairs: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let wide = |pairs, run| Self {
+            if want_pairs && level >= Level::Amx {
+                return Self {
+                    lanes: amx::SIDE,
+                    vectors: amx::SPAN / amx::SIDE,
+                    rows: amx::SPAN,
+                    pairs: true,
+                    group: amx::SIDE,
+                    depth: 512,
+                    panels: 8,
+                    code: || Code::Amx(amx::Registers::new()),
+                };
+            }
+            let wide = |pairs, code| Self {
                 lanes: 16,
                 vectors: 3,
                 rows: 8,
                 pairs,
-                run,
+                group: 1,
+                depth: 512,
+                panels: 4,
+                code,
             };
             if want_pairs && level >= Level::Avx512Bf16 {
-                return wide(true, run_avx512_bf16);
+                return wide(true, || Code::Vectors(run_avx512_bf16));
             }
             if level >= Level::Avx512 {
-                return wide(false, run_avx512);
+                return wide(false, || Code::Vectors(run_avx512));
             }
             if level >= Level::Avx2 {
                 return Self {
@@ -61,7 +94,10 @@ impl Tiles {
                     vectors: 2,
                     rows: 6,
                     pairs: false,
-                    run: run_avx2,
+                    group: 1,
+                    depth: 512,
+                    panels: 4,
+                    code: || Code::Vectors(run_avx2),
                 };
             }
         }
@@ -71,7 +107,10 @@ impl Tiles {
             vectors: 1,
             rows: 4,
             pairs: false,
-            run: run_portable,
+            group: 1,
+            depth: 512,
+            panels: 4,
+            code: || Code::Vectors(run_portable),
         }
     }
 
@@ -80,20 +119,37 @@ impl Tiles {
         self.lanes * self.vectors
     }
 
+    /// Steps in the panels of `depth` values along the contraction.
+    pub fn steps(&self, depth: usize) -> usize {
+        depth.div_ceil(self.per_step()).next_multiple_of(self.group)
+    }
+
+    /// Values along the contraction per step.
+    pub fn per_step(&self) -> usize {
+        if self.pairs { 2 } else { 1 }
+    }
+}
+
+impl Code {
     /// # Safety
     /// The panels hold `steps * rows` and `steps * vectors * lanes` values, `c` has room for `rows` rows at
     /// `stride` with `(vectors - 1) * lanes + last` columns each, and no other thread touches those.
     #[inline]
-    pub unsafe fn run(&self, rows: usize, vectors: usize, args: Args) {
-        debug_assert!(rows <= self.rows && vectors <= self.vectors);
+    pub unsafe fn run(&mut self, rows: usize, vectors: usize, args: Args) {
         // SAFETY: `choose` checked the instructions; the rest is the caller's
-        unsafe { (self.run)(rows, vectors, args) }
+        unsafe {
+            match self {
+                Self::Vectors(run) => run(rows, vectors, args),
+                #[cfg(target_arch = "x86_64")]
+                Self::Amx(registers) => registers.run(rows, vectors, args),
+            }
+        }
     }
 }
 
 #[inline(always)]
 unsafe fn tile<S: Simd, const PAIRS: bool, const ROWS: usize, const VECTORS: usize>(args: Args) {
-    // SAFETY: the caller of `Tiles::run` guarantees the sizes
+    // SAFETY: the caller of `Code::run` guarantees the sizes
     unsafe {
         let mut sums = [[S::zero(); VECTORS]; ROWS];
         let (mut a, mut b) = (args.a.cast::<f32>(), args.b.cast::<f32>());
@@ -154,7 +210,7 @@ macro_rules! runner {
     };
     (@vectors $rows:literal, $v:ident, $args:ident, [$($vectors:literal)*]) => {
         match $v {
-            // SAFETY: the caller of `Tiles::run` guarantees the sizes, `choose` the instructions
+            // SAFETY: the caller of `Code::run` guarantees the sizes, `choose` the instructions
             $($vectors => unsafe { with::<$rows, $vectors>($args) },)*
             _ => unreachable!("a tile of {} vectors", $v),
         }
