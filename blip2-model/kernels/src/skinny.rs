@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::gemm::{Epilogue, Out, finish, round_row};
+use crate::gemm::{self, Epilogue, Mat, Out, finish, round_row};
 use crate::level::Level;
 use crate::simd::{Portable, Simd};
 
@@ -289,9 +289,21 @@ pub fn linear_bf16(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'
 /// # Panics
 /// If the sizes do not match.
 pub fn linear_bf16_rounded(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
-    if m <= EXACT_ROWS || Level::detect() < Level::Avx512Bf16 {
+    let level = Level::detect();
+    if m <= EXACT_ROWS || level < Level::Avx512Bf16 {
         return linear(x, m, &w, epilogue);
     }
+    if level < Level::Amx {
+        return linear_pairs(x, m, w, epilogue);
+    }
+    // tile registers are faster from the sixth row on, although the weights have to be packed for them
+    assert_eq!(x.len(), m * w.depth, "input of a linear map");
+    let weights = Mat::strided(w.data, [w.rows, w.depth], [w.stride, 1]);
+    gemm::matmul_bf16(Mat::new(x, m, w.depth), weights.transposed(), epilogue)
+}
+
+/// Both factors in pairs of bf16, for processors that multiply these.
+fn linear_pairs(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let mut rounded = vec![bf16::ZERO; x.len()];
     round_row(x, &mut rounded);
     linear(&rounded, m, &Pairs(w), epilogue)
@@ -430,6 +442,8 @@ mod tests {
             let half = linear_bf16(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
             let rounded = linear_bf16_rounded(&x, m, Plain::new(&narrow, [n, k], k), epilogue);
             let full = linear_f32(&x, m, Plain::new(&wide, [n, k], k), epilogue);
+            let pairs = (Level::detect() >= Level::Avx512Bf16)
+                .then(|| linear_pairs(&x, m, Plain::new(&narrow, [n, k], k), epilogue));
             for i in 0..m {
                 for j in 0..n {
                     let terms = (0..k).map(|p| f64::from(x[i * k + p]) * f64::from(wide[j * k + p]));
@@ -439,17 +453,19 @@ mod tests {
                     assert!(off(full[i * n + j]) < 2e-5, "{m} {k} {n} at {i} {j}");
                     // eight bits of a bf16 near one fit into the eleven of an f16, but for the smallest
                     assert!(off(sixteen[i * n + j]) < 3e-5, "f16 {m} {k} {n} at {i} {j}");
-                    // many rows are rounded to bf16: at most 2^-9 per product, five deviations
-                    let rounding = if m > EXACT_ROWS {
-                        4e-3 * (k as f64).sqrt()
-                    } else {
-                        0.0
-                    };
+                    // rounded to bf16: at most 2^-9 per product, five deviations
+                    let rounding = 4e-3 * (k as f64).sqrt();
                     assert!(off(half[i * n + j]) < 2e-5, "{m} {k} {n} at {i} {j}");
                     assert!(
-                        off(rounded[i * n + j]) < 2e-5 + rounding,
+                        off(rounded[i * n + j]) < 2e-5 + if m > EXACT_ROWS { rounding } else { 0.0 },
                         "{m} {k} {n} at {i} {j}"
                     );
+                    if let Some(pairs) = &pairs {
+                        assert!(
+                            off(pairs[i * n + j]) < 2e-5 + rounding,
+                            "pairs {m} {k} {n} at {i} {j}"
+                        );
+                    }
                 }
             }
         }
