@@ -296,7 +296,7 @@ pub fn linear_bf16_rounded(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Ep
     if level < Level::Amx {
         return linear_pairs(x, m, w, epilogue);
     }
-    // tile registers are faster from the sixth row on, although the weights have to be packed for them
+    // tile registers read the weights where they lie as well, and are done with all rows at once
     assert_eq!(x.len(), m * w.depth, "input of a linear map");
     let weights = Mat::strided(w.data, [w.rows, w.depth], [w.stride, 1]);
     gemm::matmul_bf16(Mat::new(x, m, w.depth), weights.transposed(), epilogue)

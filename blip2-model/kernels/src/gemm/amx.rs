@@ -96,15 +96,26 @@ impl Registers {
     /// [`Level::Amx`](crate::level::Level::Amx) was detected; the rest as for
     /// [`Code::run`](super::tile::Code::run).
     pub unsafe fn run(&mut self, rows: usize, vectors: usize, args: Args) {
-        let columns = (vectors - 1) * SIDE + args.last;
+        let size = [rows, (vectors - 1) * SIDE + args.last];
+        // SAFETY: the caller's; the panel has `steps / 16` times `rows` rows of 64 bytes
+        unsafe { self.multiply(size, args, [ROW, rows * ROW]) }
+    }
+
+    /// As [`run`](Self::run) for `size` rows and columns and a left factor anywhere: its rows of 32 values are
+    /// `left[0]` bytes apart, and `left[1]` bytes lie between such a piece of a row and the next.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run), and the left factor has these rows and pieces.
+    pub unsafe fn multiply(&mut self, size: [usize; 2], args: Args, left: [usize; 2]) {
+        let [rows, columns] = size;
+        let b_row = columns.div_ceil(SIDE) * ROW;
         debug_assert!(args.steps > 0 && args.steps.is_multiple_of(SIDE));
         // which tiles take part: those on the right (1), those below (2), and the sums so far (4)
         let parts = u32::from(columns > SIDE) | u32::from(rows > SIDE) << 1 | u32::from(args.accumulate) << 2;
-        // SAFETY: the caller's. Loads of factors stay inside the panels: `steps / 16` times `rows` rows of 64 bytes,
-        // and `steps` rows of `vectors * 64` bytes, of which a narrow tile reads less; tiles of sums are as large
-        // as the result.
+        // SAFETY: the caller's. Loads of factors stay inside the panels, of which a narrow tile reads less; tiles of
+        // sums are as large as the result.
         unsafe {
-            self.configure([rows, columns]);
+            self.configure(size);
             asm!(
                 "test {parts:e}, 4",
                 "jz 2f",
@@ -130,7 +141,7 @@ impl Registers {
                 "jz 3f",
                 "tilezero tmm3",
 
-                "3: tileloadd tmm4, [{a} + {row}]",
+                "3: tileloadd tmm4, [{a} + {a_row}]",
                 "tileloadd tmm6, [{b} + {b_row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "test {parts:e}, 1",
@@ -139,12 +150,13 @@ impl Registers {
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "4: test {parts:e}, 2",
                 "jz 5f",
-                "tileloadd tmm5, [{a} + {row} + 1024]",
+                "tileloadd tmm5, [{a_lower} + {a_row}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "test {parts:e}, 1",
                 "jz 5f",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "5: add {a}, {a_step}",
+                "add {a_lower}, {a_step}",
                 "add {b}, {b_step}",
                 "dec {count}",
                 "jnz 3b",
@@ -161,12 +173,13 @@ impl Registers {
                 "tilestored [{c_lower} + {c_row} + 64], tmm3",
                 "7:",
                 a = inout(reg) args.a => _,
+                a_lower = inout(reg) args.a.wrapping_byte_add(SIDE * left[0]) => _,
+                a_row = in(reg) left[0],
+                a_step = in(reg) left[1],
                 b = inout(reg) args.b => _,
+                b_row = in(reg) b_row,
+                b_step = in(reg) b_row * SIDE,
                 count = inout(reg) args.steps / SIDE => _,
-                a_step = in(reg) rows * ROW,
-                b_step = in(reg) vectors * ROW * SIDE,
-                row = in(reg) ROW,
-                b_row = in(reg) vectors * ROW,
                 c = in(reg) args.c,
                 c_lower = in(reg) args.c.wrapping_add(SIDE * args.stride),
                 c_row = in(reg) 4 * args.stride,

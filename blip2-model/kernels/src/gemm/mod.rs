@@ -5,6 +5,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod direct;
 mod pack;
 mod tile;
 
@@ -181,12 +183,17 @@ unsafe fn product<A: Element, B: Element>(
     }
     // pairs of bf16 where both factors are bf16
     let tiles = Tiles::choose(level, A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
+    let threads = if parallel { rayon::current_num_threads() } else { 1 };
+    #[cfg(target_arch = "x86_64")]
+    if direct::applies(a, b, &tiles) {
+        // SAFETY: only AMX has tiles with groups, for pairs of bf16; no side is empty; the rest is the caller's
+        return unsafe { direct::product(a, b, out, stride, epilogue, threads) };
+    }
     with_buffer(Buffer::Left, m * tiles.steps(k), |left| {
         pack_left(a, &tiles, left, parallel);
         let left = &*left;
         // two tasks for every thread: narrow ones if need be, and with few columns rows are split as well, at the
         // price of packing the right factor again
-        let threads = if parallel { rayon::current_num_threads() } else { 1 };
         let least = if threads > 1 { 2 * threads } else { 1 };
         let panels = (n.div_ceil(tiles.columns()) / least).clamp(1, tiles.panels);
         let width = panels * tiles.columns();

@@ -155,6 +155,12 @@ fn pairs_of_bf16_on_every_instruction_set() {
         [48, 1023, 47],
         [65, 1025, 49],
         [40, 2050, 300],
+        // weights read in place where they lie along the contraction
+        [1, 32, 1],
+        [15, 96, 33],
+        [33, 64, 47],
+        [96, 1056, 300],
+        [97, 64, 31],
     ];
     for level in pair_levels() {
         for [m, k, n] in SIZES.into_iter().chain(tails) {
@@ -200,7 +206,7 @@ fn pairs_of_bf16_finish_with_the_activation_after_the_last_block() {
 
 #[test]
 fn pairs_of_bf16_give_the_same_bits_with_any_number_of_threads() {
-    for [m, k, n] in [[1, 70, 700], [300, 200, 40], [600, 1030, 333]] {
+    for [m, k, n] in [[1, 70, 700], [40, 64, 700], [300, 200, 40], [600, 1030, 333]] {
         let (a, b) = (narrow(m * k, 1), narrow(k * n, 2));
         let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).transposed());
         for level in pair_levels() {
@@ -215,6 +221,36 @@ fn pairs_of_bf16_give_the_same_bits_with_any_number_of_threads() {
                 assert_eq!(on(threads), one, "{level:?} {m} {k} {n} on {threads}");
             }
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn few_rows_meet_weights_in_place() {
+    let tiles = Tiles::choose(Level::Amx, true);
+    let (m, k, n) = (37, 160, 75);
+    // rows of weights that are apart, the last one cut off behind its last value
+    let (a, b, bias) = (narrow(m * k, 1), narrow(n * (k + 9) - 9, 2), values(n, 3));
+    let (a, b) = (Mat::new(&a, m, k), Mat::strided(&b, [k, n], [1, k + 9]));
+    assert!(direct::applies(a, b, &tiles));
+    let (odd, wide) = (Mat { columns: 150, ..a }, Mat { rows: 150, ..b });
+    assert!(!direct::applies(odd, wide, &tiles), "a part of a tile");
+    let many = narrow(97 * k, 1);
+    assert!(!direct::applies(Mat::new(&many, 97, k), b, &tiles));
+    assert!(!direct::applies(a, Mat::new(&narrow(k * n, 2), k, n), &tiles));
+    assert!(!direct::applies(a, b, &Tiles::choose(Level::Avx512Bf16, true)));
+    let epilogue = Epilogue {
+        bias: Some(&bias),
+        act: Act::Identity,
+    };
+    for level in pair_levels() {
+        check(
+            a,
+            b,
+            &pairs_product(level, a, b, n + 2, epilogue),
+            Some(&bias),
+            0.0,
+        );
     }
 }
 
