@@ -101,8 +101,8 @@ impl Registers {
         unsafe { self.multiply(size, args, [ROW, rows * ROW]) }
     }
 
-    /// As [`run`](Self::run) for `size` rows and columns and a left factor anywhere: its rows of 32 values are
-    /// `left[0]` bytes apart, and `left[1]` bytes lie between such a piece of a row and the next.
+    /// As [`run`](Self::run) for `size` rows and columns and a left factor anywhere: its rows start `left[0]` bytes
+    /// apart, and the pieces of 32 values that make up a row start `left[1]` bytes apart.
     ///
     /// # Safety
     /// As for [`run`](Self::run), and the left factor has these rows and pieces.
