@@ -70,7 +70,10 @@ fn has_amx() -> bool {
     const ARCH_PRCTL: u64 = 158;
     const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
     const XFEATURE_XTILEDATA: u64 = 18;
-    if __cpuid_count(7, 0).edx & BITS != BITS {
+    // SAFETY: every x86-64 has `cpuid`; newer compilers than the oldest supported one know that
+    #[allow(unused_unsafe)]
+    let features = unsafe { __cpuid_count(7, 0) };
+    if features.edx & BITS != BITS {
         return false;
     }
     let mut result = ARCH_PRCTL;
