@@ -3,7 +3,7 @@ retrieval, does a larger frozen language model help captions?
 
     python assets/recipes/nano/ablation.py RUNS OUT [--steps 600] [--trainer "cargo run --release -q -p blip2-train --"]
 
-RUNS is what run.sh wrote: the encoder, its features, the contrast run, stage 1 and the language model are taken from it.
+RUNS is what run.sh wrote: the encoder, its features, the contrast run and the language model are taken from it.
 Every arm trains for the same number of steps and is evaluated on the Fluent style, which nobody trains on. OUT receives
 the runs, `ablation.md`, `ablation.json` and `ablation.svg`. Arms that are there already are not run again.
 """
@@ -97,13 +97,13 @@ def main():
     lm = arms.train("lm-small", "lm", small)
     context = arms.train("lm-small-context", "lm_context", small, f"model.language_from={lm}")
 
-    with_stage1 = arms.bridge("stage2-with", "stage2", large, f"model.bridge_from={arms.of('stage1')}")
-    without = arms.bridge("stage2-without", "stage2", large, f"model.bridge_from={vision}")
-    to_small = f"model.language_from={context}"
-    smaller = arms.bridge("stage2-small", "stage2", small, to_small, f"model.bridge_from={arms.of('stage1')}")
     start = f"model.bridge_from={arms.of('contrast')}"
     three = arms.bridge("stage1-three", "stage1", start)
     two = arms.bridge("stage1-two", "stage1", start, "stage1.itg_weight=0")
+    bridge = f"model.bridge_from={three}"
+    with_stage1 = arms.bridge("stage2-with", "stage2", large, bridge)
+    without = arms.bridge("stage2-without", "stage2", large, f"model.bridge_from={vision}")
+    smaller = arms.bridge("stage2-small", "stage2", small, f"model.language_from={context}", bridge)
 
     table = []
     for question, arm, run in (

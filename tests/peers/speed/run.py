@@ -5,6 +5,9 @@
 needs the packages of requirements.txt and our worker, `cargo build --release --example peer_speed`. `run.sh` does
 all of it. Writes results/speed.md, results/speed.svg and results/speed.json.
 
+The section of the README between its two `speed` comments is written from the same figures; `--report` does that
+again from results/speed.json without measuring.
+
 Both sides are given one task at a time, in turn, so that the load of the machine falls on both; a row shows the
 medians. `--measure cpu` counts processor time instead, which other processes do not disturb; use it with
 `--threads 1` (idle threads of a pool spin, on either side).
@@ -59,13 +62,17 @@ CASES = [
 ]
 
 
+def environment(threads):
+    """Equal threads on both sides; inputs of products with bf16 weights are rounded on ours too."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict(os.environ) | {"BLIP2_BF16": "fast"} | {name: str(threads) for name in names}
+
+
 class Side:
     def __init__(self, command, threads):
-        env = dict(os.environ)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-            env[name] = str(threads)
+        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=HERE
+            command, stdin=pipe, stdout=pipe, text=True, env=environment(threads), cwd=HERE
         )
         self.load_ms = self.read()["load_ms"]
 
@@ -98,7 +105,7 @@ def measure(side, job, key):
 
 
 def first_caption(command, threads):
-    env = dict(os.environ) | {n: str(threads) for n in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")}
+    env = environment(threads)
     before = os.times()
     import time
 
@@ -150,14 +157,21 @@ def machine():
     return f"{cpu}, {os.cpu_count()} logical cores, {platform.system()} {platform.machine()}"
 
 
+def conditions(args):
+    return (
+        f"{machine()}. {args.threads} thread(s), medians of {args.rounds}, "
+        f"{'processor' if args.measure == 'cpu' else 'wall'} time. torch {version('torch')}, transformers "
+        f"{version('transformers')} (eager where nothing else is said). Random weights at full width and full vocabulary "
+        f"with {args.layers} layers in the image encoder and in the language model (12 in the Q-Former). Against bf16 ours "
+        "runs with `BLIP2_BF16=fast`, which rounds the inputs of products as torch does."
+    )
+
+
 def markdown(results, args):
     lines = [
         "# Speed and memory against transformers on torch",
         "",
-        f"{machine()}. {args.threads} thread(s), medians of {args.rounds}, "
-        f"{'processor' if args.measure == 'cpu' else 'wall'} time. torch {version('torch')}, transformers "
-        f"{version('transformers')} (eager where nothing else is said). Random weights at full width and full vocabulary with "
-        f"{args.layers} layers in the image encoder and in the language model (12 in the Q-Former).",
+        conditions(args),
         "",
         "Ratios above 1 are in our favour. Peak memory is that of the process up to the end of the task, in the "
         "order of the table. Regenerate with `tests/peers/speed/run.sh`.",
@@ -172,6 +186,40 @@ def markdown(results, args):
                 f"| {r['task']} | {r['ours_ms']:.1f} | {r['theirs_ms']:.1f} | {ratio:.2f} | {memory[0]} | {memory[1]} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def readme(record):
+    """The ratios in short, for the README."""
+    results = [result for result in record["results"] if "compile" not in result["title"]]
+    cases = [result for result in results if len(result["rows"]) > 1]
+    tasks = list(dict.fromkeys(row["task"] for result in cases for row in result["rows"]))
+    lines = [
+        f"{record['conditions']} Time of torch / our time; above 1 is in our favour.",
+        "",
+        "| | " + " | ".join(result["title"].replace(" against ", " / ") for result in cases) + " |",
+        "|---|" + "--:|" * len(cases),
+    ]
+
+    def line(name, cell):
+        cells = []
+        for result in cases:
+            row = next((row for row in result["rows"] if row["task"] == name), None)
+            cells.append(cell(row) if row else "")
+        return " | ".join(cells)
+
+    for task in tasks:
+        lines.append(f"| {task} | {line(task, lambda row: format(row['theirs_ms'] / max(row['ours_ms'], 1e-9), '.2f'))} |")
+    caption = next((task for task in tasks if "caption" in task), tasks[-1])
+    memory = line(caption, lambda row: format(row["theirs_mb"] / row["ours_mb"], ".2f"))
+    lines.append(f"| peak memory up to the caption, torch / ours | {memory} |")
+    for result in results:
+        for row in result["rows"] if result not in cases else []:
+            ratio = row["theirs_ms"] / max(row["ours_ms"], 1e-9)
+            lines += ["", f"{row['task'].capitalize()}: {row['ours_ms'] / 1e3:.1f} s against {row['theirs_ms'] / 1e3:.1f} s, {ratio:.1f} times."]
+    path = ROOT / "README.md"
+    begin, end = "<!-- speed: written by tests/peers/speed/run.py -->", "<!-- /speed -->"
+    before, rest = path.read_text().split(begin)
+    path.write_text("\n".join([before + begin, "", *lines, "", end + rest.split(end)[1]]))
 
 
 def svg(results):
@@ -211,7 +259,10 @@ def main():
     parser.add_argument("--worker", type=Path, default=ROOT / "target/release/examples/peer_speed")
     parser.add_argument("--blip2", type=Path, default=ROOT / "target/release/blip2")
     parser.add_argument("--results", type=Path, default=HERE.parent / "results")
+    parser.add_argument("--report", action="store_true", help="only write the README's section again")
     args = parser.parse_args()
+    if args.report:
+        return readme(json.loads((args.results / "speed.json").read_text()))
     if not args.worker.exists():
         sys.exit(f"{args.worker} is missing; run: cargo build --release --example peer_speed")
     base = args.keep or Path(tempfile.mkdtemp(prefix="peer-speed-"))
@@ -234,7 +285,10 @@ def main():
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "speed.md").write_text(markdown(results, args))
     (args.results / "speed.svg").write_text(svg(results))
-    (args.results / "speed.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    record = {"conditions": conditions(args), "results": results}
+    (args.results / "speed.json").write_text(json.dumps(record, indent=2) + "\n")
+    if not args.only:
+        readme(record)
     print(markdown(results, args))
 
 
