@@ -121,7 +121,7 @@ def main():
     lines = [
         f"{options.steps} steps an arm, Fluent ({FLUENT}, 1,599 pictures), a style that nobody trains on.",
         "",
-        "| Question | Arm | Exact captions | CIDEr | Picture to text R@1, contrast | after matching | Text to picture R@1, contrast | after matching | Validation loss |",
+        "| Question | Arm | Exact captions, % | CIDEr x 100 | Picture to text R@1, contrast | after matching | Text to picture R@1, contrast | after matching | Validation loss |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for question, arm, _, _, found in table:
