@@ -136,7 +136,7 @@ def compare(folder, case, args):
                     times[i].append(time)
         a, b = (statistics.median(t) for t in times)
         rows.append({"task": name, "ours_ms": a, "theirs_ms": b, "ours_mb": peaks[0], "theirs_mb": peaks[1]})
-        print(f"  {name:50} {a:10.1f} {b:10.1f} ms   x{b / max(a, 1e-9):.2f}", file=sys.stderr, flush=True)
+        print(f"  {name:50} {a:10.1f} {b:10.1f} ms   x{ratio(rows[-1]):.2f}", file=sys.stderr, flush=True)
     ours.close()
     theirs.close()
     return rows
@@ -155,6 +155,11 @@ def checkpoint(base, kind, layers):
 def machine():
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
     return f"{cpu}, {os.cpu_count()} logical cores, {platform.system()} {platform.machine()}"
+
+
+def ratio(row):
+    """Time of torch / our time."""
+    return row["theirs_ms"] / max(row["ours_ms"], 1e-9)
 
 
 def conditions(args):
@@ -180,10 +185,9 @@ def markdown(results, args):
         lines += ["", f"## {result['title']}", "", "| Task | ours, ms | torch, ms | ratio | ours, MB | torch, MB |"]
         lines += ["|---|--:|--:|--:|--:|--:|"]
         for r in result["rows"]:
-            ratio = r["theirs_ms"] / max(r["ours_ms"], 1e-9)
             memory = [f"{r[k]:.0f}" if r.get(k) else "" for k in ("ours_mb", "theirs_mb")]
             lines.append(
-                f"| {r['task']} | {r['ours_ms']:.1f} | {r['theirs_ms']:.1f} | {ratio:.2f} | {memory[0]} | {memory[1]} |"
+                f"| {r['task']} | {r['ours_ms']:.1f} | {r['theirs_ms']:.1f} | {ratio(r):.2f} | {memory[0]} | {memory[1]} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -208,14 +212,14 @@ def readme(record):
         return " | ".join(cells)
 
     for task in tasks:
-        lines.append(f"| {task} | {line(task, lambda row: format(row['theirs_ms'] / max(row['ours_ms'], 1e-9), '.2f'))} |")
+        lines.append(f"| {task} | {line(task, lambda row: format(ratio(row), '.2f'))} |")
     caption = next((task for task in tasks if "caption" in task), tasks[-1])
     memory = line(caption, lambda row: format(row["theirs_mb"] / row["ours_mb"], ".2f"))
     lines.append(f"| peak memory up to the caption, torch / ours | {memory} |")
     for result in results:
         for row in result["rows"] if result not in cases else []:
-            ratio = row["theirs_ms"] / max(row["ours_ms"], 1e-9)
-            lines += ["", f"{row['task'].capitalize()}: {row['ours_ms'] / 1e3:.1f} s against {row['theirs_ms'] / 1e3:.1f} s, {ratio:.1f} times."]
+            seconds = f"{row['ours_ms'] / 1e3:.1f} s against {row['theirs_ms'] / 1e3:.1f} s"
+            lines += ["", f"{row['task'].capitalize()}: {seconds}, {ratio(row):.1f} times."]
     path = ROOT / "README.md"
     begin, end = "<!-- speed: written by tests/peers/speed/run.py -->", "<!-- /speed -->"
     before, rest = path.read_text().split(begin)
@@ -224,22 +228,22 @@ def readme(record):
 
 def svg(results):
     """Bars of the ratios, one group per result; plain SVG so that nothing need be installed to see or make it."""
-    bars = [(res["title"], r["task"], r["theirs_ms"] / max(r["ours_ms"], 1e-9)) for res in results for r in res["rows"]]
+    bars = [(res["title"], r["task"], ratio(r)) for res in results for r in res["rows"]]
     row, left, width = 18, 430, 900
     top = max(2.0, *(min(b[2], 12) for b in bars)) if bars else 2.0
     scale = (width - left - 60) / top
     out, y, title = [], 20, None
-    for name, task, ratio in bars:
+    for name, task, value in bars:
         if name != title:
             y += 14
             out.append(f'<text x="8" y="{y}" font-weight="bold">{name}</text>')
             y += row
             title = name
-        length = min(ratio, 12) * scale
-        colour = "#2a7" if ratio >= 1 else "#c63"
+        length = min(value, 12) * scale
+        colour = "#2a7" if value >= 1 else "#c63"
         out.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{task}</text>')
         out.append(f'<rect x="{left}" y="{y - 11}" width="{length:.1f}" height="13" fill="{colour}"/>')
-        out.append(f'<text x="{left + length + 4:.1f}" y="{y}">{ratio:.2f}</text>')
+        out.append(f'<text x="{left + length + 4:.1f}" y="{y}">{value:.2f}</text>')
         y += row
     one = left + scale
     frame = f'<line x1="{one:.1f}" y1="20" x2="{one:.1f}" y2="{y}" stroke="#888" stroke-dasharray="4 3"/>'

@@ -5,13 +5,10 @@
 //! weights. So the weights are the left factor here, the few rows the right one, packed once; the tiles of sums
 //! are those of the transposed result and are turned while they are written.
 
-use rayon::prelude::*;
-
 use super::amx::{Registers, SIDE, SPAN};
 use super::pack::pack;
 use super::tile::{Args, Tiles};
-use super::{Buffer, Element, Epilogue, Mat, Out, finish, with_buffer};
-use crate::act::Act;
+use super::{Buffer, Element, Epilogue, Mat, Out, each, finish_rows, with_buffer};
 
 /// Rows up to which this is faster than packing the weights: with more, a packed panel is used often enough to pay
 /// for itself, and is loaded faster than 16 rows far apart. The two meet between 100 and 200 rows.
@@ -85,20 +82,9 @@ pub(super) unsafe fn product<A: Element, B: Element>(
                     }
                 }
             }
-            if epilogue.bias.is_some() || epilogue.act != Act::Identity {
-                let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
-                for r in 0..m {
-                    // SAFETY: the task's piece of a row
-                    let row = unsafe { out.slice(r * stride + first, columns) };
-                    finish(row, bias, epilogue.act);
-                }
-            }
+            // SAFETY: the task's pieces of all rows
+            unsafe { finish_rows([0, m], [first, columns], out, stride, epilogue) };
         };
-        let tasks = n.div_ceil(width);
-        if threads > 1 && tasks > 1 {
-            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-        } else {
-            (0..tasks).for_each(task);
-        }
+        each(n.div_ceil(width), threads, task);
     });
 }

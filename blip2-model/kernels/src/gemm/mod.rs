@@ -49,7 +49,8 @@ pub fn matmul<T: Element>(a: Mat<'_, f32>, b: Mat<'_, T>, epilogue: Epilogue<'_>
 }
 
 /// As [`matmul`], with `a` rounded to bf16 where the processor multiplies pairs of bf16 (products and sums in
-/// f32; denormals count as zero): faster, and with AMX several times. Elsewhere the weights are widened and nothing is rounded.
+/// f32; denormals count as zero): faster, and with AMX several times. Elsewhere the weights are widened and nothing is
+/// rounded.
 ///
 /// # Panics
 /// If the sizes do not match.
@@ -209,13 +210,17 @@ unsafe fn product<A: Element, B: Element>(
             // SAFETY: tasks differ in rows or columns and stay inside the result
             unsafe { block.run(left, m, b, out, stride, epilogue, &tiles) };
         };
-        let tasks = columns * row_tasks;
-        if parallel && tasks > 1 {
-            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-        } else {
-            (0..tasks).for_each(task);
-        }
+        each(columns * row_tasks, threads, task);
     });
+}
+
+/// Runs tasks `0..tasks`, on this thread alone if it is the only one.
+fn each(tasks: usize, threads: usize, task: impl Fn(usize) + Send + Sync) {
+    if threads > 1 && tasks > 1 {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    } else {
+        (0..tasks).for_each(task);
+    }
 }
 
 /// Packs all of the left factor: blocks along the contraction, in them panels of rows.
@@ -308,18 +313,36 @@ impl Block {
                         // SAFETY: panels were packed for these sizes, the rectangle is ours
                         unsafe { code.run(height, vectors, args) };
                     }
-                    if last_block && (epilogue.bias.is_some() || epilogue.act != Act::Identity) {
-                        let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
-                        for r in i..i + height {
-                            // SAFETY: a row of the rectangle
-                            let row = unsafe { out.slice(r * stride + first, columns) };
-                            finish(row, bias, epilogue.act);
-                        }
+                    if last_block {
+                        // SAFETY: rows of the rectangle
+                        unsafe { finish_rows([i, height], [first, columns], out, stride, epilogue) };
                     }
                 }
                 offset += m * steps;
             }
         });
+    }
+}
+
+/// Bias and activation of a rectangle of the result: first and number of its rows and columns.
+///
+/// # Safety
+/// The rectangle is written, lies inside `out`, and nobody else touches it.
+unsafe fn finish_rows(
+    [row, rows]: [usize; 2],
+    [first, columns]: [usize; 2],
+    out: Out,
+    stride: usize,
+    epilogue: Epilogue<'_>,
+) {
+    if epilogue.bias.is_none() && epilogue.act == Act::Identity {
+        return;
+    }
+    let bias = epilogue.bias.map(|bias| &bias[first..first + columns]);
+    for r in row..row + rows {
+        // SAFETY: a row of the rectangle
+        let row = unsafe { out.slice(r * stride + first, columns) };
+        finish(row, bias, epilogue.act);
     }
 }
 
