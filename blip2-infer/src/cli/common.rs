@@ -30,8 +30,8 @@ pub struct CommonArgs {
     /// Device of the backend
     #[arg(long, default_value_t = 0)]
     pub device: usize,
-    /// Dtype of the frozen parts' matrices: auto (as in the file), f32, f16 or bf16 (on a CPU with AMX faster if the
-    /// environment says BLIP2_BF16=fast: inputs of products are rounded as well)
+    /// Dtype of the frozen parts' matrices: auto (as in the file), f32, f16 or bf16 (on a CPU with AMX the fastest, with
+    /// inputs of products rounded as well; the environment's BLIP2_BF16=exact keeps them)
     #[arg(long, default_value = "auto")]
     pub dtype: PartDtype,
     /// Dtype of the language model alone; also int8 and int4: linear maps packed while loading, for faster decoding

@@ -36,12 +36,18 @@ impl Level {
     }
 }
 
-/// Whether inputs that meet bf16 weights may be rounded to bf16, as torch does: `BLIP2_BF16=fast`, and only where
-/// the processor multiplies such pairs. It speeds up products with many rows, with AMX several times, and costs what
-/// bf16 activations cost; without it nothing is rounded.
+/// Whether inputs that meet bf16 weights are rounded to bf16, as torch does; the sums stay f32.
+///
+/// By default where the processor has tile registers, which make products with many rows several times as fast.
+/// `BLIP2_BF16=fast` asks for it also where there are only bf16 dot products (some processors gain, some lose),
+/// `BLIP2_BF16=exact` forbids it everywhere.
 pub fn rounds_inputs() -> bool {
-    static FAST: LazyLock<bool> = LazyLock::new(|| std::env::var("BLIP2_BF16").is_ok_and(|v| v == "fast"));
-    *FAST && Level::detect() >= Level::Avx512Bf16
+    static FROM: LazyLock<Option<Level>> = LazyLock::new(|| match std::env::var("BLIP2_BF16").as_deref() {
+        Ok("exact") => None,
+        Ok("fast") => Some(Level::Avx512Bf16),
+        _ => Some(Level::Amx),
+    });
+    FROM.is_some_and(|least| Level::detect() >= least)
 }
 
 #[cfg(target_arch = "x86_64")]

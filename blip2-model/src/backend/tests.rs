@@ -1,5 +1,6 @@
 //! The kernels of flex and the fused nodes of autodiff against plain tensor operations.
 
+use blip2_kernels::level::rounds_inputs;
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 
@@ -33,6 +34,9 @@ fn close<A: Backend, B: Backend, const D: usize>(a: Tensor<A, D>, b: Tensor<B, D
 
 #[test]
 fn linear_maps_in_every_form() {
+    // inputs rounded to 8 bits are off by 0.4 u = 0.4 * 2^-8 in the root mean square: 0.33 u after 70 products of size
+    // 0.1, which 30,000 values exceed by a factor of at most 5
+    let bf16 = if rounds_inputs() { 2f32.powi(-7) } else { 3e-6 };
     for rows in [1, 3, 5, 6, 16, 17, 40] {
         let x: Tensor<Flex, 2> = random([rows, 70]);
         // a view whose rows have gaps, and one that is transposed
@@ -58,7 +62,7 @@ fn linear_maps_in_every_form() {
                 let half = weight.clone().cast(DType::BF16);
                 let want = linear_by_matmul(x.clone(), half.clone(), bias.clone(), act);
                 let got = Flex::linear_act(x.clone(), half, bias, act);
-                close(got, want, 3e-6, "bf16");
+                close(got, want, bf16, "bf16");
             }
         }
         let turned: Tensor<Flex, 2> = random([70, 51]) * 0.1;
