@@ -120,7 +120,8 @@ fn both_stages_learn_eight_pictures_by_heart() {
     // what is left is which of eight comes first: ln 8 over some nine tokens
     assert!(last(&at("lm"), "loss") < 0.5, "{}", last(&at("lm"), "loss"));
 
-    let mut stage1 = recipe("stage1", 300, &random);
+    // matching stays at the entropy of its labels, 0.64, for some 250 steps and falls below 0.02 by 360 with every seed tried
+    let mut stage1 = recipe("stage1", 500, &random);
     stage1.train.train_vision = true;
     train(&stage1, &at("stage1"));
     // smoothing of 0.1 over eight leaves 0.5 of contrast, over 2,048 words 1.1 of generation
