@@ -1,24 +1,27 @@
 //! Our side of `tests/peers/speed`: loads a checkpoint and does one task per line of standard input.
 //!
-//! `peer_speed FOLDER DTYPE [DTYPE_LLM]` answers each line `{"task": "vision", "batch": 1}` with
-//! `{"wall_ms": .., "cpu_ms": .., "peak_mb": ..}`. Linux only (times and memory come from `/proc`).
+//! `peer_speed BACKEND FOLDER DTYPE [DTYPE_LLM]` answers each line `{"task": "vision", "batch": 1}` with
+//! `{"wall_ms": .., "cpu_ms": .., "peak_mb": ..}`. A task ends when the device has done its work. Linux only (times
+//! and memory, that of the host, come from `/proc`).
 
 use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use blip2_model::backend::Flex;
+use blip2_model::backend::{BackendKind, SelectDevice};
 use blip2_model::blip2::Blip2;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
 use blip2_model::config::Blip2Config;
 use blip2_model::generate::{self, GenerateOptions};
 use blip2_model::language::{LanguageModel, Prompt};
+use blip2_model::nn::kernels::as_dtype;
 use blip2_model::nn::{Context, Kernels, PadMask};
 use blip2_model::qformer::{Bridge, BridgeConfig, QFormerConfig};
 use blip2_model::session::{Request, Session};
 use blip2_model::vision::{EvaVitConfig, ImageEncoder, VisionConfig};
 use blip2_model::weights::checkpoint_dir;
+use blip2_model::with_backend;
 use blip2_train::distributed::Single;
 use blip2_train::initial::{bridge_rule, initialise};
 use blip2_train::losses::{HardNegatives, lm};
@@ -79,25 +82,25 @@ impl<B: burn::tensor::backend::Backend> ModuleMapper<B> for Learn {
     }
 }
 
-struct Worker {
+struct Worker<B: Kernels> {
     folder: std::path::PathBuf,
     policy: DtypePolicy,
-    session: Session<Flex>,
-    learner: Option<Blip2<Autodiff<Flex>>>,
-    stage1: Option<Bridge<Autodiff<Flex>>>,
+    session: Session<B>,
+    learner: Option<Blip2<Autodiff<B>>>,
+    stage1: Option<Bridge<Autodiff<B>>>,
 }
 
 const TEXT: [i64; 8] = [2, 45, 5, 9, 12, 7, 33, 21];
 
-impl Worker {
+impl<B: Kernels> Worker<B> {
     fn run(&mut self, task: &str, batch: usize, tokens: usize, beams: usize, image: &str) -> Result<()> {
         let ctx = Context::eval();
         let model = &self.session.model;
-        let device = model.device;
+        let device = model.device.clone();
         match task {
             "vision" => {
                 let vision = model.vision.as_ref().ok_or_else(|| anyhow!("no encoder"))?;
-                let _ = vision.forward(pixels(batch, &device), &ctx);
+                let _ = vision.forward(as_dtype(pixels(batch, &device), vision.compute_dtype()), &ctx);
             }
             "qformer" => {
                 let width = model.config.vision_config.hidden_size();
@@ -121,7 +124,7 @@ impl Worker {
                 generate::generate(language, prompt, &options, &ctx, &mut generate::stream::ignore)?;
             }
             "caption" => {
-                let picture = Session::<Flex>::read_image(Path::new(image))?;
+                let picture = Session::<B>::read_image(Path::new(image))?;
                 let request = Request {
                     image: image.to_string(),
                     prompt: "a photo of".into(),
@@ -137,7 +140,7 @@ impl Worker {
                 self.session.answer(&[picture], &[request])?;
             }
             "load" => {
-                Session::<Flex>::open(&self.folder, self.policy, false, &device)?;
+                Session::<B>::open(&self.folder, self.policy, false, &device)?;
             }
             "train" => self.train(batch)?,
             "stage1" => self.pretrain(batch)?,
@@ -148,19 +151,18 @@ impl Worker {
 
     /// Stage 2: frozen encoder and language model, gradients of the Q-Former and the projection.
     fn train(&mut self, batch: usize) -> Result<()> {
-        type A = Autodiff<Flex>;
-        let device = self.session.model.device;
+        let device = self.session.model.device.clone();
         if self.learner.is_none() {
             let opened = checkpoint_dir::open(&self.folder)?;
             let config = Blip2Config::from_json(opened.config_json.as_deref().context("config.json")?)?;
             let source = opened.source.as_ref();
-            let (mut model, _) = Blip2::<A>::load(config, source, self.policy, false, &device)?;
+            let (mut model, _) = Blip2::<Autodiff<B>>::load(config, source, self.policy, false, &device)?;
             model.bridge = model.bridge.map(&mut Learn);
             self.learner = Some(model);
         }
         let model = self.learner.as_ref().context("just made")?;
         let ctx = Context::eval();
-        let features = model.encode_images(pixels::<A>(batch, &device), &ctx)?;
+        let features = model.encode_images(pixels::<Autodiff<B>>(batch, &device), &ctx)?;
         let soft = model.soft_tokens(&features, &ctx)?;
         let mask = PadMask::ones(batch, 32);
         let ids = vec![TEXT.to_vec(); batch];
@@ -175,11 +177,10 @@ impl Worker {
     }
 }
 
-impl Worker {
+impl<B: Kernels> Worker<B> {
     /// Stage 1 from stored features of ViT-g: the trainer's own step, without the optimizer.
     fn pretrain(&mut self, batch: usize) -> Result<()> {
-        type A = Autodiff<Flex>;
-        let device = self.session.model.device;
+        let device = self.session.model.device.clone();
         let qformer = QFormerConfig {
             vocab_size: 30523,
             encoder_hidden_size: 1408,
@@ -188,7 +189,7 @@ impl Worker {
             ..QFormerConfig::default()
         };
         let bridge = self.stage1.get_or_insert_with(|| {
-            let bridge = BridgeConfig::stage1(qformer, 32, 1e-5, 256).init::<A>(&device);
+            let bridge = BridgeConfig::stage1(qformer, 32, 1e-5, 256).init::<Autodiff<B>>(&device);
             initialise(bridge, 1, bridge_rule)
         });
         let ids: Vec<i64> = [101].into_iter().chain(2000..2014).chain([102]).collect();
@@ -212,9 +213,9 @@ impl Worker {
             num_hidden_layers: 0,
             ..EvaVitConfig::default()
         });
-        let stage =
-            Stage1::new(encoder.init(&device), Stage1Config::default(), device).with_negatives(negatives);
-        let step = StepContext::<A> {
+        let stage = Stage1::new(encoder.init(&device), Stage1Config::default(), device.clone())
+            .with_negatives(negatives);
+        let step = StepContext::<Autodiff<B>> {
             seed: 1,
             step: 0,
             micro: 0,
@@ -229,18 +230,11 @@ impl Worker {
     }
 }
 
-fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let folder = args
-        .next()
-        .context("usage: peer_speed FOLDER DTYPE [DTYPE_LLM]")?;
-    let dtype: PartDtype = args.next().context("a dtype")?.parse()?;
-    let mut policy = DtypePolicy::frozen(dtype);
-    if let Some(llm) = args.next() {
-        policy.llm = llm.parse()?;
-    }
+/// Loads, says how long that took, then answers jobs until the input ends.
+fn serve<B: SelectDevice>(folder: &Path, policy: DtypePolicy) -> Result<()> {
+    let device = B::select_device(0);
     let start = Instant::now();
-    let session = Session::open(Path::new(&folder), policy, false, &Default::default())?;
+    let session = Session::<B>::open(folder, policy, false, &device)?;
     let mut worker = Worker {
         folder: folder.into(),
         policy,
@@ -248,6 +242,7 @@ fn main() -> Result<()> {
         learner: None,
         stage1: None,
     };
+    B::sync(&device)?;
     println!("{}", json!({"load_ms": start.elapsed().as_secs_f64() * 1e3}));
     for line in std::io::stdin().lock().lines() {
         let job: Value = serde_json::from_str(&line?)?;
@@ -264,6 +259,7 @@ fn main() -> Result<()> {
                 image,
             )?;
         }
+        B::sync(&device)?;
         let answer = json!({
             "wall_ms": start.elapsed().as_secs_f64() * 1e3,
             "cpu_ms": processor_ms() - cpu,
@@ -273,4 +269,17 @@ fn main() -> Result<()> {
         std::io::stdout().flush()?;
     }
     Ok(())
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let usage = "usage: peer_speed BACKEND FOLDER DTYPE [DTYPE_LLM]";
+    let kind = BackendKind::choose(Some(&args.next().context(usage)?))?;
+    let folder = args.next().context(usage)?;
+    let dtype: PartDtype = args.next().context(usage)?.parse()?;
+    let mut policy = DtypePolicy::frozen(dtype);
+    if let Some(llm) = args.next() {
+        policy.llm = llm.parse()?;
+    }
+    with_backend!(kind, B => serve::<B>(Path::new(&folder), policy))
 }

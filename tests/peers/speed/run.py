@@ -63,7 +63,7 @@ CASES = [
 
 
 def environment(threads):
-    """Equal threads on both sides; inputs of products with bf16 weights are rounded on ours too."""
+    """Equal threads on both sides; inputs of products with bf16 weights are rounded on ours too, on any processor."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     return dict(os.environ) | {"BLIP2_BF16": "fast"} | {name: str(threads) for name in names}
 
@@ -122,8 +122,8 @@ def compare(folder, case, args):
     tasks = [task for task in tasks if not args.only or args.only in task[0]]
     if not tasks:
         return []
-    ours = Side([str(args.worker), str(folder), ours_dtype, *([llm] if llm else [])], args.threads)
-    theirs = Side([sys.executable, str(HERE / "torch_worker.py"), str(folder), theirs_dtype], args.threads)
+    ours = Side([str(args.worker), args.backend, str(folder), ours_dtype, *([llm] if llm else [])], args.threads)
+    theirs = Side([sys.executable, str(HERE / "torch_worker.py"), str(folder), theirs_dtype, args.device], args.threads)
     rows = []
     key = f"{args.measure}_ms"
     for name, job in tasks:
@@ -258,6 +258,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--backend", default="flex", help="ours; the worker must be built with that feature")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="theirs")
     parser.add_argument("--only", help="tasks whose name contains this")
     parser.add_argument("--keep", type=Path, help="folder for the random checkpoints, kept for the next run")
     parser.add_argument("--worker", type=Path, default=ROOT / "target/release/examples/peer_speed")

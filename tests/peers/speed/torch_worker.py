@@ -1,6 +1,6 @@
 """The peer's side of `run.py`: transformers on torch, one task per line of standard input.
 
-    python torch_worker.py FOLDER DTYPE      (f32, bf16, or bf16-compile: the image encoder through torch.compile)
+    python torch_worker.py FOLDER DTYPE [DEVICE]   (f32, bf16, or bf16-compile: the image encoder through torch.compile)
 """
 
 import json
@@ -21,10 +21,19 @@ import lavis_reference
 TEXT = [2, 45, 5, 9, 12, 7, 33, 21]
 
 
+DEVICE = sys.argv[3] if len(sys.argv) > 3 else "cpu"
+torch.set_default_device(DEVICE)
+
+
 def noise(*shape):
     n = int(np.prod(shape))
     values = (np.arange(n, dtype=np.uint64) * 7919 % 2003).astype(np.float32) / np.float32(1001.5) - 1
-    return torch.from_numpy(values.reshape(shape))
+    return torch.from_numpy(values.reshape(shape)).to(DEVICE)
+
+
+def wait():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 class Worker:
@@ -37,7 +46,7 @@ class Worker:
 
     def load(self):
         model = Blip2ForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
-        return model.eval()
+        return model.eval().to(DEVICE)
 
     @property
     def language(self):
@@ -76,7 +85,7 @@ class Worker:
                 self.generate(torch.cat([soft, words], 1), tokens, beams)
             elif task == "caption":
                 picture = Image.open(image).convert("RGB")
-                inputs = self.processor(images=picture, text="a photo of", return_tensors="pt")
+                inputs = self.processor(images=picture, text="a photo of", return_tensors="pt").to(DEVICE)
                 inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
                 out = self.model.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, num_beams=beams, do_sample=False
@@ -95,7 +104,8 @@ class Worker:
             for tensor in self.stage1.parameters():
                 torch.nn.init.normal_(tensor, std=0.02) if tensor.dim() > 1 else None
         ids = torch.tensor([[101, *range(2000, 2014), 102]] * batch)
-        negatives = (torch.arange(batch).roll(1)[None], torch.arange(batch).roll(2)[None])
+        order = torch.arange(batch)
+        negatives = (order.roll(1)[None], order.roll(2)[None])
         out = lavis_losses.stage1(
             self.stage1, noise(batch, 257, 1408), ids, torch.ones_like(ids), 30522, 0, negatives=negatives
         )
@@ -128,12 +138,14 @@ def main():
     worker = Worker(folder, dtype)
     if compiled:
         worker.model.vision_model = torch.compile(worker.model.vision_model)
+    wait()
     print(json.dumps({"load_ms": (time.perf_counter() - start) * 1e3}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(job.get("repeat", 1)):
             worker.run(job["task"], job.get("batch", 1), job.get("tokens", 1), job.get("beams", 1), job.get("image"))
+        wait()
         answer = {
             "wall_ms": (time.perf_counter() - start) * 1e3,
             "cpu_ms": (time.process_time() - cpu) * 1e3,
