@@ -2,7 +2,10 @@
 //! that calls a generic function with the chosen type.
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::tensor::Tensor;
 use serde::Serialize;
 
 use crate::nn::Kernels;
@@ -138,6 +141,23 @@ pub enum BackendError {
     /// No backend feature is enabled at all.
     #[error("this build has no backend; rebuild with `--features flex`")]
     NoneCompiled,
+    /// The device does not exist, or its driver cannot be loaded.
+    #[error("{device} does not answer: {cause}; {}", remedy(device))]
+    NoDevice {
+        /// As burn shows the device.
+        device: String,
+        /// What the driver said.
+        cause: String,
+    },
+}
+
+/// What the devices of a kind need, told by how burn calls them.
+fn remedy(device: &str) -> &'static str {
+    if device.starts_with("Cuda") {
+        "it needs NVIDIA's driver (`nvidia-smi` lists the devices) and the CUDA toolkit with NVRTC"
+    } else {
+        "look for the driver and the number of the device, or take another --backend"
+    }
 }
 
 fn names(kinds: &[BackendKind]) -> String {
@@ -149,6 +169,40 @@ fn names(kinds: &[BackendKind]) -> String {
 pub trait SelectDevice: Kernels {
     /// The device handle.
     fn select_device(index: usize) -> Self::Device;
+
+    /// A device that has answered. Drivers are loaded at first use, where their absence is a panic, and not always in
+    /// the thread that asked.
+    fn open_device(index: usize) -> Result<Self::Device, BackendError> {
+        let device = Self::select_device(index);
+        answers(|| Tensor::<Self, 1>::zeros([1], &device).into_data()).map_err(|cause| {
+            BackendError::NoDevice {
+                device: format!("{device:?}"),
+                cause,
+            }
+        })?;
+        Ok(device)
+    }
+}
+
+/// Runs `work`; if it panics, the first message of any thread meanwhile.
+fn answers<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    /// Letters of a message; some list every file name that was tried.
+    const MOST: usize = 160;
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _mine = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let said = Arc::new(Mutex::new(String::new()));
+    let heard = said.clone();
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_empty() {
+            let message = info.payload_as_str().unwrap_or("it panicked");
+            *said = message.trim().chars().take(MOST).collect();
+        }
+    }));
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    panic::set_hook(usual);
+    done.map_err(|_| said.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 #[cfg(feature = "flex")]
@@ -158,7 +212,7 @@ pub use flex::Flex;
 
 #[cfg(feature = "ndarray")]
 mod ndarray {
-    use burn::tensor::{DType, Tensor};
+    use burn::tensor::DType;
 
     use super::*;
     use crate::nn::kernels::host_mask;
@@ -210,11 +264,16 @@ mod tch {
 #[cfg(feature = "tch")]
 pub use tch::Tch;
 
+// fusion puts its own tensors around those of the kernels
+#[cfg(all(feature = "cube", not(feature = "fusion")))]
+mod cube;
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::*;
     /// The CUDA backend.
     pub type Cuda = burn::backend::Cuda;
+    #[cfg(feature = "fusion")]
     impl Kernels for Cuda {}
     impl SelectDevice for Cuda {
         fn select_device(index: usize) -> Self::Device {
@@ -230,6 +289,7 @@ mod rocm {
     use super::*;
     /// The ROCm backend.
     pub type Rocm = burn::backend::Rocm;
+    #[cfg(feature = "fusion")]
     impl Kernels for Rocm {}
     impl SelectDevice for Rocm {
         fn select_device(index: usize) -> Self::Device {
@@ -247,6 +307,7 @@ mod wgpu {
     use super::*;
     /// The WebGPU family of backends.
     pub type Wgpu = burn::backend::Wgpu;
+    #[cfg(feature = "fusion")]
     impl Kernels for Wgpu {}
     impl SelectDevice for Wgpu {
         fn select_device(index: usize) -> Self::Device {
@@ -320,3 +381,20 @@ macro_rules! with_backend_dispatch {
 
 #[cfg(all(test, feature = "flex", feature = "ndarray", feature = "autodiff"))]
 mod tests;
+
+#[cfg(test)]
+mod opening {
+    use super::answers;
+
+    #[test]
+    fn a_driver_that_panics_in_a_thread_of_its_own_is_an_error() {
+        let missing = || {
+            std::thread::spawn(|| panic!("no libcuda"))
+                .join()
+                .expect("a device")
+        };
+        let cause = answers(missing).expect_err("there is none");
+        assert!(!cause.is_empty());
+        assert_eq!(answers(|| 3), Ok(3));
+    }
+}

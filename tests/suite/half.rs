@@ -136,24 +136,72 @@ mod flex {
     }
 }
 
+/// A device that computes in half precision, where it has the format.
+#[cfg(any(
+    feature = "cuda",
+    feature = "rocm",
+    feature = "vulkan",
+    feature = "wgpu",
+    feature = "metal"
+))]
+fn on_gpu<B: Kernels>(names: &[&str], dtype: PartDtype, device: &B::Device) {
+    use burn::tensor::DType;
+    let format = match dtype {
+        PartDtype::BF16 => DType::BF16,
+        _ => DType::F16,
+    };
+    if !B::supports_dtype(device, format) {
+        eprintln!("note: this device has no {dtype:?}, nothing was run");
+        return;
+    }
+    for name in names {
+        frozen_parts::<B>(name, dtype, 2.0, device);
+    }
+}
+
 #[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
 mod wgpu {
     use super::*;
     use blip2_model::backend::Wgpu;
-    use burn::tensor::{DType, backend::Backend};
 
     #[test]
     fn f16() {
-        let device = Default::default();
-        if !crate::support::wgpu_adapter() {
-            return;
+        if crate::support::wgpu_adapter() {
+            on_gpu::<Wgpu>(&["opt", "opt-350m-form"], PartDtype::F16, &Default::default());
         }
-        if !Wgpu::supports_dtype(&device, DType::F16) {
-            eprintln!("note: this adapter has no f16, nothing was run");
-            return;
-        }
-        for name in ["opt", "opt-350m-form"] {
-            frozen_parts::<Wgpu>(name, PartDtype::F16, 2.0, &device);
-        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::*;
+    use blip2_model::backend::Cuda;
+
+    #[test]
+    fn bf16() {
+        let names = ["opt", "opt-350m-form", "t5"];
+        on_gpu::<Cuda>(&names, PartDtype::BF16, &Default::default());
+    }
+
+    #[test]
+    fn f16() {
+        on_gpu::<Cuda>(&["opt", "opt-350m-form"], PartDtype::F16, &Default::default());
+    }
+}
+
+#[cfg(feature = "rocm")]
+mod rocm {
+    use super::*;
+    use blip2_model::backend::Rocm;
+
+    #[test]
+    fn bf16() {
+        let names = ["opt", "opt-350m-form", "t5"];
+        on_gpu::<Rocm>(&names, PartDtype::BF16, &Default::default());
+    }
+
+    #[test]
+    fn f16() {
+        on_gpu::<Rocm>(&["opt", "opt-350m-form"], PartDtype::F16, &Default::default());
     }
 }

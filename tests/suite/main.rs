@@ -2,8 +2,16 @@
 
 mod doctor;
 mod generation;
-#[cfg(any(feature = "flex", feature = "vulkan", feature = "wgpu", feature = "metal"))]
+#[cfg(any(
+    feature = "flex",
+    feature = "cuda",
+    feature = "rocm",
+    feature = "vulkan",
+    feature = "wgpu",
+    feature = "metal"
+))]
 mod half;
+mod kernels;
 mod lavis;
 mod losses;
 mod memory;

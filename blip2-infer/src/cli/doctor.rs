@@ -116,7 +116,7 @@ struct Reference {
 type Examined = (Vec<Check>, String, Option<doctor::Outputs>, Option<ModelAnswer>);
 
 fn examine<B: Kernels + SelectDevice>(index: usize, folder: Option<&Path>) -> Result<Examined> {
-    let device = B::select_device(index);
+    let device = B::open_device(index)?;
     let checks = doctor::examine::<B>(&device);
     // a device that panics here has failed above
     let outputs = doctor::run_models::<B>(&device).ok();

@@ -90,7 +90,7 @@ fn dispatch(verb: &impl Verb) -> Result<()> {
     let kind = blip2_model::backend::BackendKind::choose(common.backend.as_deref())?;
     with_backend!(kind, B => {
         use blip2_model::backend::SelectDevice;
-        verb.run::<B>(&B::select_device(common.device))
+        verb.run::<B>(&B::open_device(common.device)?)
     })
 }
 

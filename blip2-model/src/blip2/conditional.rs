@@ -93,7 +93,10 @@ impl<B: Kernels> Blip2<B> {
         }
         let mask = PadMask::ones(batch, queries);
         if text.mask.is_empty() {
-            return Ok(Prompt { embeds: soft, mask });
+            // soft tokens come in the dtype of the bridge; the language model computes in that of its table
+            let dtype = language.embed(ids_tensor(&[vec![0]], &self.device)).dtype();
+            let embeds = as_dtype(soft, dtype);
+            return Ok(Prompt { embeds, mask });
         }
         let words = language.embed(ids_tensor(&text.ids, &self.device));
         let soft = as_dtype(soft, words.dtype());

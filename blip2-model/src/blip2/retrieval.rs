@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::conditional::TokenBatch;
 use super::{Blip2, Blip2Error, ImageFeatures};
 use crate::nn::mask::ids_tensor;
-use crate::nn::{Context, Kernels};
+use crate::nn::{Activation, Context, Kernels};
 
 /// Matching score of one pair.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -107,6 +107,11 @@ pub fn first_token<B: Kernels>(text: Tensor<B, 3>) -> Tensor<B, 2> {
 pub fn contrastive_similarity<B: Kernels>(images: Tensor<B, 3>, texts: Tensor<B, 2>) -> Tensor<B, 2> {
     let [count, queries, width] = images.dims();
     let columns = texts.dims()[0];
-    let sims = images.reshape([count * queries, width]).matmul(texts.transpose());
+    let sims = B::linear_act(
+        images.reshape([count * queries, width]),
+        texts,
+        None,
+        Activation::Identity,
+    );
     sims.reshape([count, queries, columns]).max_dim(1).squeeze_dim(1)
 }

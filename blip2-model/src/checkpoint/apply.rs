@@ -202,7 +202,11 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
         let (stored_as, stored) = (found.dtype(), found.bytes().len());
         let bytes = Bytes::from_shared(found.into_bytes(), AllocationProperty::File);
         let data = TensorData::from_bytes(bytes, shape.clone(), dtype);
-        let tensor = Tensor::<B, D>::from_data(data, (&device, dtype));
+        // kept apart from the pools for intermediate results, which burn's GPU backends search from end to end at every
+        // allocation
+        let tensor = B::memory_persistent_allocations(&device, data, |data| {
+            Tensor::<B, D>::from_data(data, (&device, dtype))
+        });
         let bits = self.loader.policy.packing(&path).filter(|_| self.in_linear);
         if let (Some(bits), [rows, depth]) = (bits, &shape[..])
             && depth.is_multiple_of(PACK_GROUP)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Kernels;
 
 /// Point-wise non-linearity; serde names are the values of `hidden_act` in Hugging Face configs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Activation {
     /// Identity.
     #[serde(rename = "linear")]

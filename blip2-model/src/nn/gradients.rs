@@ -7,8 +7,8 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::Activation;
 use super::kernels::{Scores, as_dtype};
+use super::{Activation, Kernels};
 
 /// Gradients of a layer norm.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ pub fn rms_norm<B: Backend, const D: usize>(
 }
 
 /// Of `(softmax(scale q k^T + mask) * factors) v`, with respect to `q`, `k`, `v`.
-pub fn attend<B: Backend>(
+pub fn attend<B: Kernels>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
@@ -106,7 +106,7 @@ pub fn attend<B: Backend>(
 ) -> [Tensor<B, 4>; 3] {
     let dtype = q.dtype();
     let products = as_dtype(
-        (q.clone() * scores.scale).matmul(k.clone().swap_dims(2, 3)),
+        B::matmul(q.clone() * scores.scale, k.clone().swap_dims(2, 3)),
         DType::F32,
     );
     let products = match scores.mask {
@@ -114,15 +114,15 @@ pub fn attend<B: Backend>(
         None => products,
     };
     let p = softmax(products, 3);
-    let seen = as_dtype(grad.clone().matmul(v.swap_dims(2, 3)), DType::F32);
+    let seen = as_dtype(B::matmul(grad.clone(), v.swap_dims(2, 3)), DType::F32);
     let (kept, seen) = match scores.factors {
         Some(factors) => (p.clone() * factors.clone(), seen * factors),
         None => (p.clone(), seen),
     };
-    let dv = as_dtype(kept, dtype).swap_dims(2, 3).matmul(grad);
+    let dv = B::matmul(as_dtype(kept, dtype).swap_dims(2, 3), grad);
     let total = (p.clone() * seen.clone()).sum_dim(3);
     let ds = as_dtype(p * (seen - total) * scores.scale, dtype);
-    [ds.clone().matmul(k), ds.swap_dims(2, 3).matmul(q), dv]
+    [B::matmul(ds.clone(), k), B::matmul(ds.swap_dims(2, 3), q), dv]
 }
 
 /// `[.., n] -> [n]`

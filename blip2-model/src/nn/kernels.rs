@@ -68,6 +68,12 @@ pub trait Kernels: Backend {
         stored
     }
 
+    /// `a b` over the last two axes, in the arithmetic of their dtype: a backend whose tensor cores cut f32 short
+    /// multiplies some other way.
+    fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
+        a.matmul(b)
+    }
+
     /// Ones with probability `keep`, else zeros; the same for the same `seed`.
     ///
     /// A backend's generator is global, so seeding and drawing may not be torn apart by another training thread.
@@ -117,12 +123,12 @@ pub trait Kernels: Backend {
     /// Gradient of `x W^T` with respect to `x`: `grad [M, out]`, `weight [out, in]` -> `[M, in]`, in the dtype of `grad`.
     fn linear_input_grad(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let dtype = grad.dtype();
-        grad.matmul(as_dtype(weight, dtype))
+        Self::matmul(grad, as_dtype(weight, dtype))
     }
 
     /// Gradient of `x W^T` with respect to `W`: `grad [M, out]`, `x [M, in]` -> `[out, in]`.
     fn linear_weight_grad(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        grad.transpose().matmul(x)
+        Self::matmul(grad.transpose(), x)
     }
 
     /// Layer norm over the last axis in f32; output in the dtype of `x`.
@@ -241,14 +247,14 @@ pub fn rms_norm_by_tensor_ops<B: Backend, const D: usize>(
 }
 
 /// The plain form of [`Kernels::attend_scores`].
-pub fn attend_by_tensor_ops<B: Backend>(
+pub fn attend_by_tensor_ops<B: Kernels>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
     scores: Scores<B>,
 ) -> Tensor<B, 4> {
     let dtype = q.dtype();
-    let products = as_dtype((q * scores.scale).matmul(k.swap_dims(2, 3)), DType::F32);
+    let products = as_dtype(B::matmul(q * scores.scale, k.swap_dims(2, 3)), DType::F32);
     let products = match scores.mask {
         Some(mask) => products + mask,
         None => products,
@@ -258,7 +264,7 @@ pub fn attend_by_tensor_ops<B: Backend>(
         Some(factors) => probabilities * factors,
         None => probabilities,
     };
-    as_dtype(probabilities, dtype).matmul(v)
+    B::matmul(as_dtype(probabilities, dtype), v)
 }
 
 /// The plain form of [`Kernels::cache_write`].
@@ -279,7 +285,7 @@ pub fn linear_by_matmul<B: Kernels>(
     act: Activation,
 ) -> Tensor<B, 2> {
     let dtype = x.dtype();
-    let y = x.matmul(as_dtype(weight.dequantize(), dtype).transpose());
+    let y = B::matmul(x, as_dtype(weight.dequantize(), dtype).transpose());
     act.apply(match bias {
         Some(bias) => y + as_dtype(bias, dtype).unsqueeze(),
         None => y,

@@ -103,7 +103,7 @@ pub fn run(args: &CapFiltArgs) -> Result<()> {
     };
     let kind = BackendKind::choose(args.device.backend.as_deref())?;
     let report = with_backend!(kind, B => {
-        run_on::<B>(args, set, &B::select_device(args.device.device))
+        run_on::<B>(args, set, &B::open_device(args.device.device)?)
     })?;
     print(args.json, &report, || {
         format!(

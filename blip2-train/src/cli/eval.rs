@@ -75,7 +75,7 @@ fn show_expected(recipe: Option<&str>, out: Option<&Path>, json: bool) -> Result
 fn evaluate<S: Settle>(verb: &S, expected: Option<&str>, json: bool) -> Result<()> {
     let kind = BackendKind::choose(verb.run().device.backend.as_deref())?;
     with_backend!(kind, B => {
-        evaluate_on::<B, S>(verb, expected, json, &B::select_device(verb.run().device.device))
+        evaluate_on::<B, S>(verb, expected, json, &B::open_device(verb.run().device.device)?)
     })
 }
 

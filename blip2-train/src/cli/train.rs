@@ -129,7 +129,7 @@ fn train_as(args: &TrainArgs, world: Option<&World>) -> Result<()> {
     let recipe = Recipe::open(&args.recipe, &args.set)?;
     let kind = BackendKind::choose(args.backend.as_deref())?;
     let ended = with_backend!(kind, B => {
-        let device = B::select_device(args.device.or(world.map(|world| world.local_rank)).unwrap_or(0));
+        let device = B::open_device(args.device.or(world.map(|world| world.local_rank)).unwrap_or(0))?;
         let collective = join::<B>(world)?;
         let env = Environment {
             folder: args.out.clone().unwrap_or_else(|| Path::new("runs").join(recipe.title())),

@@ -1,5 +1,6 @@
 //! Image-text contrastive loss over the global batch (paper section 3.1; LAVIS `blip2_qformer.py`).
 
+use blip2_model::nn::{Activation, Kernels};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::{cross_entropy, soft_cross_entropy};
@@ -42,7 +43,7 @@ pub struct Similarities<B: Backend> {
 /// `image [B, Q, E]` and `text [B, E]` are this process's unit vectors and receive gradient;
 /// `all_image [K, Q, E]` and `all_text [K, E]` are the gathered ones, detached by the caller (as
 /// LAVIS's gather is): each direction trains one side only. `temp [1]`.
-pub fn similarities<B: Backend>(
+pub fn similarities<B: Kernels>(
     image: Tensor<B, 3>,
     text: Tensor<B, 2>,
     all_image: Tensor<B, 3>,
@@ -53,13 +54,9 @@ pub fn similarities<B: Backend>(
     let global = all_text.dims()[0];
     let temp = temp.reshape([1, 1]);
 
-    let q2t = image
-        .reshape([batch * queries, embed])
-        .matmul(all_text.transpose())
-        .reshape([batch, queries, global]);
-    let t2q = text
-        .matmul(all_image.reshape([global * queries, embed]).transpose())
-        .reshape([batch, global, queries]);
+    let products = |rows, columns| B::linear_act(rows, columns, None, Activation::Identity);
+    let q2t = products(image.reshape([batch * queries, embed]), all_text).reshape([batch, queries, global]);
+    let t2q = products(text, all_image.reshape([global * queries, embed])).reshape([batch, global, queries]);
     Similarities {
         i2t: q2t.max_dim(1).reshape([batch, global]) / temp.clone(),
         t2i: t2q.max_dim(2).reshape([batch, global]) / temp,

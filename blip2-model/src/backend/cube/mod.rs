@@ -1,0 +1,106 @@
+//! Kernels of the backends that burn compiles through CubeCL (CUDA, ROCm, WebGPU): what a chain of burn's operations
+//! would start many times, and read and write memory for as often, is one launch here.
+
+mod attention;
+mod launch;
+mod linear;
+mod rows;
+
+use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
+
+use crate::nn::kernels::{Scores, as_dtype, linear_by_matmul};
+use crate::nn::{Activation, Kernels};
+
+fn wrap<B, R, const D: usize>(x: CubeTensor<R>) -> Tensor<B, D>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+fn unwrap<B, R, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    x.into_primitive().tensor()
+}
+
+impl<R, F, I, BT> Kernels for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
+        wrap(linear::matmul(unwrap(a), unwrap(b)))
+    }
+
+    fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
+        wrap(linear::add_bias(unwrap(x), None, act))
+    }
+
+    fn linear_act(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        act: Activation,
+    ) -> Tensor<Self, 2> {
+        if matches!(weight.dtype(), DType::QFloat(_)) {
+            return linear_by_matmul(x, weight, bias, act);
+        }
+        let [x, weight] = [unwrap(x), unwrap(weight)];
+        let bias = bias.map(unwrap);
+        if let Some(y) = linear::try_few_rows(&x, &weight, bias.as_ref(), act) {
+            return wrap(y);
+        }
+        let weight = as_dtype(wrap::<Self, R, 2>(weight), x.dtype);
+        let y = linear::matmul(x, unwrap(weight.transpose()));
+        wrap(linear::add_bias(y, bias, act))
+    }
+
+    fn layer_norm_f32<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        bias: Tensor<Self, 1>,
+        eps: f64,
+    ) -> Tensor<Self, D> {
+        wrap(rows::norm(unwrap(x), unwrap(weight), Some(unwrap(bias)), eps))
+    }
+
+    fn rms_norm_f32<const D: usize>(
+        x: Tensor<Self, D>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> Tensor<Self, D> {
+        wrap(rows::norm(unwrap(x), unwrap(weight), None, eps))
+    }
+
+    fn attend_scores(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        scores: Scores<Self>,
+    ) -> Tensor<Self, 4> {
+        let ([batch, heads, queries, _], keys) = (q.dims(), k.dims()[2]);
+        let whole = [batch, heads, queries, keys];
+        let inputs = attention::Inputs {
+            q: unwrap(q),
+            k: unwrap(k),
+            v: unwrap(v),
+            mask: scores.mask.map(|mask| unwrap(mask.expand(whole))),
+            factors: scores.factors.map(|factors| unwrap(factors.expand(whole))),
+            scale: scores.scale as f32,
+        };
+        let x = match attention::attend(inputs) {
+            Ok(y) => return wrap::<Self, R, 4>(y).swap_dims(1, 2),
+            Err(inputs) => inputs,
+        };
+        let products = linear::matmul(x.q, unwrap(wrap::<Self, R, 4>(x.k).swap_dims(2, 3)));
+        let probabilities = rows::softmax(products, scores.scale, x.mask, x.factors);
+        wrap(linear::matmul(probabilities, x.v))
+    }
+}
