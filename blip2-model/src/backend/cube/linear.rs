@@ -25,6 +25,9 @@ const MOST_ROWS_F32: usize = 320;
 /// Planes of a cube.
 const PLANES: usize = 4;
 
+/// `2 sqrt(2 / pi)`.
+const GELU_TANH: f32 = 2.0 * std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+
 /// The functions of [`Activation`], in f32.
 #[cube]
 fn activate<N: Size>(x: Vector<f32, N>, #[comptime] act: Activation) -> Vector<f32, N> {
@@ -38,7 +41,7 @@ fn activate<N: Size>(x: Vector<f32, N>, #[comptime] act: Activation) -> Vector<f
         // 0.5 (1 + tanh(u)) = sigmoid(2 u)
         Activation::GeluTanh => {
             let cubic = x * x * x * Vector::<f32, N>::new(0.044715);
-            x * sigmoid::<N>((x + cubic) * Vector::<f32, N>::new(1.595_769_1))
+            x * sigmoid::<N>((x + cubic) * Vector::<f32, N>::new(GELU_TANH))
         }
         Activation::QuickGelu => x * sigmoid::<N>(x * Vector::<f32, N>::new(1.702)),
         Activation::Relu => max(x, Vector::<f32, N>::new(0.0)),

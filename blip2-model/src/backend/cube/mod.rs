@@ -97,7 +97,7 @@ where
         };
         let x = match attention::attend(inputs) {
             Ok(y) => return wrap::<Self, R, 4>(y).swap_dims(1, 2),
-            Err(inputs) => inputs,
+            Err(inputs) => *inputs,
         };
         let products = linear::matmul(x.q, unwrap(wrap::<Self, R, 4>(x.k).swap_dims(2, 3)));
         let probabilities = rows::softmax(products, scores.scale, x.mask, x.factors);
