@@ -152,6 +152,23 @@ fn gradients_of_linear_maps<B: Kernels>(device: &B::Device) {
         rows,
     );
     close(B::linear_weight_grad(grad, x), &want, 1e-5, "weights");
+    let (rows, width, outputs) = (37, 72, 1104);
+    for (dtype, bound) in dtypes::<B>(device) {
+        let dtype = B::compute_dtype(dtype);
+        let x = random::<B, 2>(1, [rows, width], device).cast(dtype) * 0.1;
+        let grad = random::<B, 2>(3, [rows, outputs], device).cast(dtype);
+        let want = products(
+            &host(&grad.clone().transpose()),
+            &host(&x.clone().transpose()),
+            rows,
+        );
+        close(
+            B::linear_weight_grad(grad, x),
+            &want,
+            bound,
+            &format!("large weights {dtype:?}"),
+        );
+    }
 }
 
 fn activations<B: Kernels>(device: &B::Device) {

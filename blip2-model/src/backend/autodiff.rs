@@ -25,6 +25,24 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         B::compute_dtype(stored)
     }
 
+    fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
+        let (a, b) = (unwrap(a), unwrap(b));
+        let y = unwrap(B::matmul::<D>(
+            wrap(a.primitive.clone()),
+            wrap(b.primitive.clone()),
+        ));
+        let parents = [a.node.clone(), b.node.clone()];
+        wrap(
+            match ProductNode::<D>.prepare::<C>(parents).compute_bound().stateful() {
+                OpsKind::Tracked(mut prep) => {
+                    let state = (prep.checkpoint(&a), prep.checkpoint(&b));
+                    prep.finish(state, y)
+                }
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            },
+        )
+    }
+
     fn random_mask<const D: usize>(
         dims: [usize; D],
         keep: f64,
@@ -201,6 +219,29 @@ impl<B: Kernels> Backward<B, 3> for LinearNode {
         }
         if let Some(parent) = to_x {
             grads.register::<B>(parent.id, unwrap(B::linear_input_grad(grad, wrap(weight))));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ProductNode<const D: usize>;
+
+impl<B: Kernels, const D: usize> Backward<B, 2> for ProductNode<D> {
+    type State = (NodeId, NodeId);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let (a, b) = ops.state;
+        let a: Tensor<B, D> = wrap(checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(a));
+        let b: Tensor<B, D> = wrap(checkpointer.retrieve_node_output::<B::FloatTensorPrimitive>(b));
+        let grad: Tensor<B, D> = wrap(grads.consume::<B>(&ops.node));
+        let [to_a, to_b] = ops.parents;
+        if let Some(parent) = to_a {
+            let grad = B::matmul(grad.clone(), b.swap_dims(D - 2, D - 1));
+            grads.register::<B>(parent.id, unwrap(grad));
+        }
+        if let Some(parent) = to_b {
+            let grad = B::matmul(a.swap_dims(D - 2, D - 1), grad);
+            grads.register::<B>(parent.id, unwrap(grad));
         }
     }
 }

@@ -214,6 +214,13 @@ fn gradients_of_all<B: Kernels>() {
         1e-5,
         "linear without bias",
     );
+    same_gradients(
+        [random::<B, 3>([3, 4, 5]), random([3, 5, 4])],
+        |[a, b]| Autodiff::<B>::matmul(a, b),
+        |[a, b]| a.matmul(b),
+        1e-5,
+        "product",
+    );
     let (b, h, t, s, d) = (2, 2, 6, 11, 5);
     for dropped in [false, true] {
         let mask = random::<Autodiff<B>, 4>([b, 1, t, s]);

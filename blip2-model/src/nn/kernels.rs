@@ -68,7 +68,7 @@ pub trait Kernels: Backend {
         stored
     }
 
-    /// `a b` over the last two axes, in the arithmetic of their dtype: a backend whose tensor cores cut f32 short
+    /// `a b` over the last two axes, the others alike, in the arithmetic of their dtype: a backend whose tensor cores cut f32 short
     /// multiplies some other way.
     fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
         a.matmul(b)
@@ -208,6 +208,11 @@ pub trait Kernels: Backend {
         grad: Tensor<Self, 4>,
     ) -> [Tensor<Self, 4>; 3] {
         gradients::attend(q, k, v, scores, grad)
+    }
+
+    /// The first `len` positions of `cache [B, H, capacity, d]`, for reading.
+    fn cache_view(cache: Tensor<Self, 4>, len: usize) -> Tensor<Self, 4> {
+        cache.narrow(2, 0, len)
     }
 
     /// Writes `new [B, H, T, d]` into `cache [B, H, capacity, d]` at position `at`.

@@ -69,8 +69,8 @@ impl<B: Kernels> KvCache<B> {
         let values = Self::write(self.values.take(), values, self.len, self.capacity);
         self.len += added;
         let all = (
-            keys.clone().narrow(2, 0, self.len),
-            values.clone().narrow(2, 0, self.len),
+            B::cache_view(keys.clone(), self.len),
+            B::cache_view(values.clone(), self.len),
         );
         self.keys = Some(keys);
         self.values = Some(values);

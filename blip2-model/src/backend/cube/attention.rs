@@ -23,7 +23,11 @@ pub struct Inputs<R: CubeRuntime> {
 pub fn attend<R: CubeRuntime>(x: Inputs<R>) -> Result<CubeTensor<R>, Box<Inputs<R>>> {
     let width = x.q.meta.shape()[3];
     let size = vector_size(&x.q, &[width]).min(4);
-    if size < 4 || x.v.meta.shape()[3] != width {
+    let alike = [&x.k, &x.v].iter().all(|y| {
+        let (ours, theirs) = (x.q.meta.shape(), y.meta.shape());
+        y.dtype == x.q.dtype && ours[..2] == theirs[..2] && theirs[3] == width
+    });
+    if size < 4 || !alike {
         return Err(Box::new(x));
     }
     let fits = |x: CubeTensor<R>| {

@@ -255,15 +255,23 @@ pub fn matmul<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<
     shape[last] = b.meta.shape()[last];
     let rows = shape[last - 1];
     let out = empty(&a, shape, dtype);
-    let large = rows >= MANY_ROWS && suits_copy_engine(&a) && suits_copy_engine(&b);
+    // what holds for a matrix that lies transposed was not tried
+    let in_rows = a.meta.strides()[last] == 1;
+    let large = rows >= MANY_ROWS && in_rows && suits_copy_engine(&a) && suits_copy_engine(&b);
     let strategy = match (dtype, large) {
         (DType::F32, _) if !tf32() => Strategy::SimpleUnit(Default::default()),
         (DType::F32, true) => Strategy::SimpleTmaMma(Default::default()),
         (_, true) => Strategy::SpecializedTmaMma(Default::default()),
         (_, false) => Strategy::Auto,
     };
+    // burn's own choice would cut f32 short
+    let otherwise = if dtype == DType::F32 && !tf32() {
+        Strategy::Naive
+    } else {
+        Strategy::Auto
+    };
     let launched =
-        launch_matmul(&strategy, &a, &b, &out).or_else(|_| launch_matmul(&Strategy::Auto, &a, &b, &out));
+        launch_matmul(&strategy, &a, &b, &out).or_else(|_| launch_matmul(&otherwise, &a, &b, &out));
     launched.expect("shapes that fit");
     out
 }

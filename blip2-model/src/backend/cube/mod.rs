@@ -9,7 +9,7 @@ mod rows;
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
 
-use crate::nn::kernels::{Scores, as_dtype, linear_by_matmul};
+use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops, linear_by_matmul};
 use crate::nn::{Activation, Kernels};
 
 fn wrap<B, R, const D: usize>(x: CubeTensor<R>) -> Tensor<B, D>
@@ -28,6 +28,11 @@ where
     x.into_primitive().tensor()
 }
 
+/// Nothing to launch a kernel for.
+fn is_empty<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
+    x.dims().contains(&0)
+}
+
 impl<R, F, I, BT> Kernels for CubeBackend<R, F, I, BT>
 where
     R: CubeRuntime,
@@ -36,10 +41,17 @@ where
     BT: BoolElement,
 {
     fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
+        let alike = a.dtype() == b.dtype() && a.dims()[..D - 2] == b.dims()[..D - 2];
+        if !alike || is_empty(&a) || is_empty(&b) {
+            return a.matmul(b);
+        }
         wrap(linear::matmul(unwrap(a), unwrap(b)))
     }
 
     fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
+        if is_empty(&x) {
+            return x;
+        }
         wrap(linear::add_bias(unwrap(x), None, act))
     }
 
@@ -49,7 +61,7 @@ where
         bias: Option<Tensor<Self, 1>>,
         act: Activation,
     ) -> Tensor<Self, 2> {
-        if matches!(weight.dtype(), DType::QFloat(_)) {
+        if matches!(weight.dtype(), DType::QFloat(_)) || is_empty(&x) || is_empty(&weight) {
             return linear_by_matmul(x, weight, bias, act);
         }
         let [x, weight] = [unwrap(x), unwrap(weight)];
@@ -68,6 +80,10 @@ where
         bias: Tensor<Self, 1>,
         eps: f64,
     ) -> Tensor<Self, D> {
+        if is_empty(&x) {
+            return x;
+        }
+        let bias = as_dtype(bias, weight.dtype());
         wrap(rows::norm(unwrap(x), unwrap(weight), Some(unwrap(bias)), eps))
     }
 
@@ -76,6 +92,9 @@ where
         weight: Tensor<Self, 1>,
         eps: f64,
     ) -> Tensor<Self, D> {
+        if is_empty(&x) {
+            return x;
+        }
         wrap(rows::norm(unwrap(x), unwrap(weight), None, eps))
     }
 
@@ -85,6 +104,9 @@ where
         v: Tensor<Self, 4>,
         scores: Scores<Self>,
     ) -> Tensor<Self, 4> {
+        if is_empty(&q) || is_empty(&k) {
+            return attend_by_tensor_ops(q, k, v, scores);
+        }
         let ([batch, heads, queries, _], keys) = (q.dims(), k.dims()[2]);
         let whole = [batch, heads, queries, keys];
         let inputs = attention::Inputs {
@@ -99,8 +121,16 @@ where
             Ok(y) => return wrap::<Self, R, 4>(y).swap_dims(1, 2),
             Err(inputs) => *inputs,
         };
-        let products = linear::matmul(x.q, unwrap(wrap::<Self, R, 4>(x.k).swap_dims(2, 3)));
+        let [q, k, v] = [x.q, x.k, x.v].map(wrap::<Self, R, 4>);
+        let products = unwrap(Self::matmul(q, k.swap_dims(2, 3)));
         let probabilities = rows::softmax(products, scores.scale, x.mask, x.factors);
-        wrap(linear::matmul(probabilities, x.v))
+        Self::matmul(wrap(probabilities), v)
+    }
+
+    fn cache_view(cache: Tensor<Self, 4>, len: usize) -> Tensor<Self, 4> {
+        // burn copies a slice unless both its ends fall on the allocator's boundaries
+        let mut cache = unwrap(cache);
+        cache.meta.shape[2] = len;
+        wrap(cache)
     }
 }

@@ -165,7 +165,7 @@ fn softmax_rows<F: Float, M: Float, D: Float>(
         seen = batch * mask.stride(0) + head * mask.stride(1) + query * mask.stride(2);
         between = mask.stride(3);
     }
-    let mut largest = f32::new(-3.4e38);
+    let mut largest = f32::new(f32::MIN);
     let mut i = unit;
     while i < keys {
         let mut value = f32::cast_from(scores[start + i]) * scale;

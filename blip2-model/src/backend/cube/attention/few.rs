@@ -73,7 +73,7 @@ fn few_queries<F: Float, M: Float, N: Size>(
         seen = batch * mask.stride(0) + head * mask.stride(1) + query * mask.stride(2);
         between = mask.stride(3);
     }
-    let mut largest = f32::new(-3.4e38);
+    let mut largest = f32::new(f32::MIN);
     let mut i = unit;
     while i < keys {
         if comptime!(masked) {

@@ -92,7 +92,7 @@ fn tiles<F: Float, M: Float, D: Float, N: Size>(
     let mut total = Array::<f32>::new(rows);
     #[unroll]
     for r in 0..rows {
-        largest[r] = f32::new(-3.4e38);
+        largest[r] = f32::new(f32::MIN);
         total[r] = 0.0f32;
         #[unroll]
         for o in 0..sums {
@@ -139,7 +139,7 @@ fn tiles<F: Float, M: Float, D: Float, N: Size>(
         let mut scores = Array::<f32>::new(comptime!(rows * OWN_KEYS));
         #[unroll]
         for r in 0..rows {
-            let mut most = f32::new(-3.4e38);
+            let mut most = f32::new(f32::MIN);
             #[unroll]
             for j in 0..OWN_KEYS {
                 let key = start + column + j * LANES;
