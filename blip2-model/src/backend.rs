@@ -6,6 +6,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Tensor;
+#[cfg(any(feature = "autodiff", feature = "cube"))]
+use burn::tensor::{TensorPrimitive, backend::Backend};
 use serde::Serialize;
 
 use crate::nn::Kernels;
@@ -203,6 +205,16 @@ fn answers<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let done = panic::catch_unwind(AssertUnwindSafe(work));
     panic::set_hook(usual);
     done.map_err(|_| said.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+#[cfg(any(feature = "autodiff", feature = "cube"))]
+fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+#[cfg(any(feature = "autodiff", feature = "cube"))]
+fn unwrap<B: Backend, const D: usize>(x: Tensor<B, D>) -> B::FloatTensorPrimitive {
+    x.into_primitive().tensor()
 }
 
 #[cfg(feature = "flex")]

@@ -10,15 +10,6 @@ use blip2_model::nn::kernels::Scores;
 use blip2_model::nn::{Activation, Kernels};
 use burn::tensor::{DType, Tensor, TensorData};
 
-const ACTS: [Activation; 6] = [
-    Activation::Identity,
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::QuickGelu,
-    Activation::Relu,
-    Activation::Silu,
-];
-
 /// Power series; the terms stay below 1e6 up to 4, where the function is 1 within 2e-8.
 fn erf(x: f64) -> f64 {
     if x.abs() > 4.0 {
@@ -112,7 +103,7 @@ fn linear_maps<B: Kernels>(device: &B::Device) {
                 let plain = B::linear_act(x.clone(), w.clone(), None, Activation::Identity);
                 close(plain, &sums, bound, &what);
                 let shifts = host(&bias);
-                for act in ACTS {
+                for act in Activation::ALL {
                     let want: Vec<f64> = sums
                         .iter()
                         .enumerate()
@@ -174,7 +165,7 @@ fn gradients_of_linear_maps<B: Kernels>(device: &B::Device) {
 fn activations<B: Kernels>(device: &B::Device) {
     // a view whose rows have gaps
     let x = (random::<B, 3>(1, [2, 7, 40], device) * 3.0).narrow(2, 3, 33);
-    for act in ACTS {
+    for act in Activation::ALL {
         let want: Vec<f64> = host(&x).iter().map(|&x| apply(act, x)).collect();
         close(B::activate(x.clone(), act), &want, 1e-5, &format!("{act:?}"));
     }

@@ -6,19 +6,12 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 
+use super::{unwrap, wrap};
 use crate::nn::gradients::sum_rows;
 use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops};
 use crate::nn::{Activation, Kernels};
-
-fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(primitive))
-}
-
-fn unwrap<B: Backend, const D: usize>(x: Tensor<B, D>) -> B::FloatTensorPrimitive {
-    x.into_primitive().tensor()
-}
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn compute_dtype(stored: DType) -> DType {

@@ -11,15 +11,6 @@ use crate::nn::kernels::{
 };
 use crate::nn::{Activation, Kernels};
 
-const ACTS: [Activation; 6] = [
-    Activation::Identity,
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::QuickGelu,
-    Activation::Relu,
-    Activation::Silu,
-];
-
 fn random<B: Backend, const D: usize>(dims: [usize; D]) -> Tensor<B, D> {
     Tensor::random(dims, Distribution::Normal(0.0, 1.0), &Default::default())
 }
@@ -45,7 +36,7 @@ fn linear_maps_in_every_form() {
         let weight: Tensor<Flex, 2> = random([51, 70]) * 0.1;
         let bias: Tensor<Flex, 1> = random([51]);
         for x in [x, wide.narrow(1, 13, 70), turned.transpose()] {
-            for act in ACTS {
+            for act in Activation::ALL {
                 let bias = (act != Activation::Silu).then(|| bias.clone());
                 let want = linear_by_matmul(x.clone(), weight.clone(), bias.clone(), act);
                 let got = Flex::linear_act(x.clone(), weight.clone(), bias.clone(), act);
@@ -191,7 +182,7 @@ fn gradients_of_all<B: Kernels>() {
         1e-5,
         "rms norm",
     );
-    for act in ACTS {
+    for act in Activation::ALL {
         // burn differentiates GELU as if it were the tanh form, so the erf is spelled out
         let plain = |x: Tensor<Autodiff<B>, 2>| match act {
             Activation::Gelu => ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5 * x,

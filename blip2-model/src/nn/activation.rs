@@ -29,6 +29,16 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// Every non-linearity.
+    pub const ALL: [Self; 6] = [
+        Self::Identity,
+        Self::Gelu,
+        Self::GeluTanh,
+        Self::QuickGelu,
+        Self::Relu,
+        Self::Silu,
+    ];
+
     /// Applies the function; any shape in, same shape out.
     pub fn apply<B: Kernels, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
         match self {

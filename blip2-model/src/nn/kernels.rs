@@ -68,8 +68,8 @@ pub trait Kernels: Backend {
         stored
     }
 
-    /// `a b` over the last two axes, the others alike, in the arithmetic of their dtype: a backend whose tensor cores cut f32 short
-    /// multiplies some other way.
+    /// `a b` over the last two axes, the others alike, in the arithmetic of their dtype: a backend whose tensor cores
+    /// cut f32 short multiplies some other way.
     fn matmul<const D: usize>(a: Tensor<Self, D>, b: Tensor<Self, D>) -> Tensor<Self, D> {
         a.matmul(b)
     }

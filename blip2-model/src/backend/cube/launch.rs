@@ -1,6 +1,6 @@
 //! What every kernel launch needs: shapes as rows, vector sizes, grids.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeRuntime, kernel, tensor::CubeTensor};
@@ -55,12 +55,13 @@ pub fn vector_size<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> usize
     sizes.filter(fits).max().unwrap_or(1)
 }
 
-/// `BLIP2_PLANES=1` takes the planes of software drivers, which have them and are not believed, so that tests can run there
-/// what GPUs run.
-fn claimed() -> bool {
-    static CLAIMED: OnceLock<bool> = OnceLock::new();
-    *CLAIMED.get_or_init(|| std::env::var("BLIP2_PLANES").is_ok_and(|value| value == "1"))
+/// Whether the environment sets `name` to 1.
+pub fn switched_on(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|value| value == "1")
 }
+
+/// Takes the planes of software drivers, which have them and are not believed, so that tests can run there what GPUs run.
+static CLAIMED: LazyLock<bool> = LazyLock::new(|| switched_on("BLIP2_PLANES"));
 
 /// Whether planes of this device have one size and sums over them, which the kernels with a plane per result need.
 pub fn has_planes<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<usize> {
@@ -73,5 +74,5 @@ pub fn has_planes<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<usize> {
         .features
         .plane
         .contains(cubecl::ir::features::Plane::Ops);
-    ((sums || claimed()) && least == most && most >= 4).then_some(most as usize)
+    ((sums || *CLAIMED) && least == most && most >= 4).then_some(most as usize)
 }

@@ -1,7 +1,7 @@
 //! Linear maps: a plane per output where few rows read a whole matrix, tiles where many do, and the pass that adds a
 //! bias and applies the activation.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -11,7 +11,7 @@ use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems, MatmulSetupError
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
-use super::launch::{as_rows, contiguous, empty, has_planes, rows_grid, vector_size};
+use super::launch::{as_rows, contiguous, empty, has_planes, rows_grid, switched_on, vector_size};
 use crate::nn::Activation;
 
 /// Rows from which planes that only copy pay.
@@ -237,11 +237,8 @@ pub fn try_few_rows<R: CubeRuntime>(
     Some(out)
 }
 
-/// Whether f32 may be cut to TF32, which keeps 11 bits: `BLIP2_TF32=1`.
-fn tf32() -> bool {
-    static ASKED: OnceLock<bool> = OnceLock::new();
-    *ASKED.get_or_init(|| std::env::var("BLIP2_TF32").is_ok_and(|value| value == "1"))
-}
+/// Whether f32 may be cut to TF32, which keeps 11 bits.
+static TF32: LazyLock<bool> = LazyLock::new(|| switched_on("BLIP2_TF32"));
 
 /// `a b` for the last two axes, the leading ones alike. Numbers that are f32 are multiplied as f32, unless asked otherwise:
 /// burn would hand them to tensor cores, which cut them short.
@@ -258,17 +255,13 @@ pub fn matmul<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<
     // what holds for a matrix that lies transposed was not tried
     let in_rows = a.meta.strides()[last] == 1;
     let large = rows >= MANY_ROWS && in_rows && suits_copy_engine(&a) && suits_copy_engine(&b);
-    let strategy = match (dtype, large) {
-        (DType::F32, _) if !tf32() => Strategy::SimpleUnit(Default::default()),
-        (DType::F32, true) => Strategy::SimpleTmaMma(Default::default()),
-        (_, true) => Strategy::SpecializedTmaMma(Default::default()),
-        (_, false) => Strategy::Auto,
-    };
-    // burn's own choice would cut f32 short
-    let otherwise = if dtype == DType::F32 && !tf32() {
-        Strategy::Naive
-    } else {
-        Strategy::Auto
+    let auto = Strategy::Auto;
+    // first choice, and another if the device refuses it; burn's own choice would cut f32 short
+    let (strategy, otherwise) = match (dtype, large) {
+        (DType::F32, _) if !*TF32 => (Strategy::SimpleUnit(Default::default()), Strategy::Naive),
+        (DType::F32, true) => (Strategy::SimpleTmaMma(Default::default()), auto),
+        (_, true) => (Strategy::SpecializedTmaMma(Default::default()), auto),
+        (_, false) => (auto.clone(), auto),
     };
     let launched =
         launch_matmul(&strategy, &a, &b, &out).or_else(|_| launch_matmul(&otherwise, &a, &b, &out));

@@ -6,27 +6,12 @@ mod launch;
 mod linear;
 mod rows;
 
-use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, tensor::CubeTensor};
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
+use super::{unwrap, wrap};
 use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops, linear_by_matmul};
 use crate::nn::{Activation, Kernels};
-
-fn wrap<B, R, const D: usize>(x: CubeTensor<R>) -> Tensor<B, D>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    Tensor::from_primitive(TensorPrimitive::Float(x))
-}
-
-fn unwrap<B, R, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    x.into_primitive().tensor()
-}
 
 /// Nothing to launch a kernel for.
 fn is_empty<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
@@ -69,7 +54,7 @@ where
         if let Some(y) = linear::try_few_rows(&x, &weight, bias.as_ref(), act) {
             return wrap(y);
         }
-        let weight = as_dtype(wrap::<Self, R, 2>(weight), x.dtype);
+        let weight = as_dtype(wrap::<Self, 2>(weight), x.dtype);
         let y = linear::matmul(x, unwrap(weight.transpose()));
         wrap(linear::add_bias(y, bias, act))
     }
@@ -118,10 +103,10 @@ where
             scale: scores.scale as f32,
         };
         let x = match attention::attend(inputs) {
-            Ok(y) => return wrap::<Self, R, 4>(y).swap_dims(1, 2),
+            Ok(y) => return wrap::<Self, 4>(y).swap_dims(1, 2),
             Err(inputs) => *inputs,
         };
-        let [q, k, v] = [x.q, x.k, x.v].map(wrap::<Self, R, 4>);
+        let [q, k, v] = [x.q, x.k, x.v].map(wrap::<Self, 4>);
         let products = unwrap(Self::matmul(q, k.swap_dims(2, 3)));
         let probabilities = rows::softmax(products, scores.scale, x.mask, x.factors);
         Self::matmul(wrap(probabilities), v)

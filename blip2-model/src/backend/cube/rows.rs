@@ -130,6 +130,23 @@ pub fn norm<R: CubeRuntime>(
     out
 }
 
+/// `scale * scores[at] + mask[seen]`.
+#[cube]
+fn score<F: Float, M: Float>(
+    scores: &Tensor<F>,
+    at: usize,
+    scale: f32,
+    mask: &Tensor<M>,
+    seen: usize,
+    #[comptime] masked: bool,
+) -> f32 {
+    let mut value = f32::cast_from(scores[at]) * scale;
+    if comptime!(masked) {
+        value += f32::cast_from(mask[seen]);
+    }
+    value
+}
+
 /// `softmax(scale * scores + mask) * factors` of rows of `keys` numbers, ordered `[B, H, T]` and `step`
 /// numbers apart.
 #[cube(launch_unchecked)]
@@ -168,31 +185,23 @@ fn softmax_rows<F: Float, M: Float, D: Float>(
     let mut largest = f32::new(f32::MIN);
     let mut i = unit;
     while i < keys {
-        let mut value = f32::cast_from(scores[start + i]) * scale;
-        if comptime!(masked) {
-            value += f32::cast_from(mask[seen + i * between]);
-        }
-        largest = max(largest, value);
+        largest = max(
+            largest,
+            score(scores, start + i, scale, mask, seen + i * between, masked),
+        );
         i += units;
     }
     let largest = over_cube(largest, units, true);
     let mut sum = 0.0f32;
     let mut i = unit;
     while i < keys {
-        let mut value = f32::cast_from(scores[start + i]) * scale;
-        if comptime!(masked) {
-            value += f32::cast_from(mask[seen + i * between]);
-        }
-        sum += f32::exp(value - largest);
+        sum += f32::exp(score(scores, start + i, scale, mask, seen + i * between, masked) - largest);
         i += units;
     }
     let inverse = 1.0 / over_cube(sum, units, false);
     let mut i = unit;
     while i < keys {
-        let mut value = f32::cast_from(scores[start + i]) * scale;
-        if comptime!(masked) {
-            value += f32::cast_from(mask[seen + i * between]);
-        }
+        let value = score(scores, start + i, scale, mask, seen + i * between, masked);
         let mut value = f32::exp(value - largest) * inverse;
         if comptime!(dropped) {
             value *= f32::cast_from(factors[to + i]);
