@@ -10,8 +10,9 @@ use clap::Args;
 use crate::distributed::world::World;
 use crate::run::Interrupt;
 
-/// Time that the other processes have to notice that one is gone, before they are ended.
-const GRACE: Duration = Duration::from_secs(60);
+/// Time that the other processes have to notice that one is gone, before they are ended: more than the 20 s of
+/// silence that `distributed::cluster::Patience` allows.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Arguments of `launch`.
 #[derive(Debug, Args)]

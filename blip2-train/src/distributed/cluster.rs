@@ -16,12 +16,13 @@ use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_communication::Address;
 use burn_communication::data_service::TensorDataService;
-use burn_communication::websocket::{WebSocket, WsClient, WsServer};
-use burn_communication::{Address, ProtocolClient};
+use burn_communication::websocket::{WebSocket, WsServer};
 use tokio::runtime::Runtime;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing_core::dispatcher::{Dispatch, set_global_default};
 
 use super::world::World;
 use super::{Collective, CollectiveError};
@@ -29,8 +30,10 @@ use super::{Collective, CollectiveError};
 mod meeting;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use meeting::{Hello, Roll, gather, keep_notifying, own_address, serve};
+use watch::Watch;
 
 /// Name of the threads that talk to the others.
 const THREAD: &str = "cluster";
@@ -44,23 +47,22 @@ const SHORT: usize = 4096;
 pub struct Patience {
     /// For all processes to appear at the start.
     pub gather: Duration,
-    /// Silence after which a process is asked whether it is alive. One that is may take as long as it likes.
+    /// Silence after which a process counts as gone. However slow its steps are, one that goes on is not silent.
     pub silence: Duration,
-    /// For the answer to that.
+    /// For the watch to say who is to blame when an exchange breaks, and for the others to fetch what is theirs.
     pub answer: Duration,
-    /// How long a process that misses another stays reachable, so that the others too miss the right one.
+    /// How long a process that stops because of another stays reachable, to tell the others which one.
     pub linger: Duration,
 }
 
 impl Default for Patience {
-    /// A process whose machine is gone is missed after 25 s at most, one that ended at once; with the time to
-    /// linger, all have stopped within 40 s.
+    /// A process that ends is missed at once, one whose machine is gone after 20 s.
     fn default() -> Self {
         Self {
             gather: Duration::from_secs(600),
             silence: Duration::from_secs(20),
             answer: Duration::from_secs(5),
-            linger: Duration::from_secs(15),
+            linger: Duration::from_secs(1),
         }
     }
 }
@@ -72,6 +74,7 @@ pub struct Cluster<B: Backend> {
     rank: usize,
     patience: Patience,
     service: Service<B>,
+    watch: Arc<Watch>,
     peers: Vec<Address>,
     operation: AtomicU64,
     runtime: Runtime,
@@ -81,7 +84,7 @@ pub struct Cluster<B: Backend> {
 impl<B: Backend> Cluster<B> {
     /// Starts this process's server and waits until all others have appeared.
     pub fn connect(world: &World, patience: Patience) -> Result<Self, CollectiveError> {
-        quiet_threads();
+        quiet();
         let rank = world.rank;
         let failed =
             |operation, source: Box<dyn std::error::Error + Send + Sync>| CollectiveError::Transport {
@@ -101,7 +104,13 @@ impl<B: Backend> Cluster<B> {
         let roll = Arc::new(Roll::of(world.size));
         // so that a port that is taken is an error here and not in the background
         TcpListener::bind(("0.0.0.0", port)).map_err(|error| failed("opening its port", error.into()))?;
-        runtime.spawn(serve(WsServer::new(port), service.clone(), roll.clone()));
+        let watch = Watch::new(patience);
+        runtime.spawn(serve(
+            WsServer::new(port),
+            service.clone(),
+            roll.clone(),
+            watch.clone(),
+        ));
         runtime.spawn(keep_notifying(service.clone()));
         let hello = Hello {
             rank,
@@ -112,12 +121,19 @@ impl<B: Backend> Cluster<B> {
         let peers = peers
             .iter()
             .map(|text| text.parse())
-            .collect::<Result<Vec<Address>, String>>();
+            .collect::<Result<Vec<Address>, String>>()
+            .map_err(|error| failed("reading the others' addresses", error.into()))?;
+        for (other, address) in peers.iter().enumerate().filter(|(other, _)| *other != rank) {
+            runtime
+                .block_on(watch.listen(other, address.clone()))
+                .map_err(|rank| CollectiveError::PeerLost { rank })?;
+        }
         Ok(Self {
             rank,
             patience,
             service,
-            peers: peers.map_err(|error| failed("reading the others' addresses", error.into()))?,
+            watch,
+            peers,
             operation: AtomicU64::new(0),
             runtime,
             backend: PhantomData,
@@ -128,17 +144,19 @@ impl<B: Backend> Cluster<B> {
     fn sum_host(&self, values: &[f32]) -> Result<Vec<f32>, CollectiveError> {
         let mut sum = Vec::with_capacity(values.len());
         for piece in values.chunks(PIECE * self.peers.len()) {
-            let start = Instant::now();
-            let result = self.runtime.block_on(self.sum_piece(piece));
+            let result = self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    result = self.sum_piece(piece) => result,
+                    rank = self.watch.lost() => Err(rank),
+                }
+            });
             match result {
                 Ok(part) => sum.extend(part),
-                Err(lost) => {
-                    // whoever still waits for this process must not take it for the one that is gone
+                Err(rank) => {
+                    // the others are told in this time
                     std::thread::sleep(self.patience.linger);
-                    return Err(CollectiveError::PeerLost {
-                        rank: lost,
-                        seconds: start.elapsed().saturating_sub(self.patience.linger).as_secs(),
-                    });
+                    return Err(CollectiveError::PeerLost { rank });
                 }
             }
         }
@@ -171,19 +189,15 @@ impl<B: Backend> Cluster<B> {
     }
 
     /// Everybody's vector in rank order, `own` being this process's.
-    ///
-    /// All others are watched at once: one that is waited for may itself have stopped because of a third that is gone,
-    /// and the one to name is the third.
     async fn fetch_all(&self, id: u64, own: &[f32]) -> Result<Vec<Vec<f32>>, usize> {
         let mut waiting = JoinSet::new();
         for rank in (0..self.peers.len()).filter(|&rank| rank != self.rank) {
-            let (service, address, patience) =
-                (self.service.clone(), self.peers[rank].clone(), self.patience);
+            let (service, address) = (self.service.clone(), self.peers[rank].clone());
             waiting.spawn(async move {
-                let sender = address.clone();
                 // a task of its own: the transport panics at a lost connection
-                let download = tokio::spawn(async move { service.download_tensor(sender, id.into()).await });
-                (rank, patiently(patience, address, download).await)
+                let download = tokio::spawn(async move { service.download_tensor(address, id.into()).await });
+                let data = download.await.ok().flatten();
+                (rank, data.and_then(|data| data.convert::<f32>().to_vec().ok()))
             });
         }
         let mut all = vec![Vec::new(); self.peers.len()];
@@ -191,32 +205,12 @@ impl<B: Backend> Cluster<B> {
         while let Some(ended) = waiting.join_next().await {
             // nobody aborts these tasks
             let (rank, values) = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-            all[rank] = values.ok_or(rank)?;
+            all[rank] = match values {
+                Some(values) => values,
+                None => return Err(self.watch.verdict(rank).await),
+            };
         }
         Ok(all)
-    }
-}
-
-/// Waits for a download as long as its sender is alive.
-async fn patiently(
-    patience: Patience,
-    sender: Address,
-    mut download: JoinHandle<Option<TensorData>>,
-) -> Option<Vec<f32>> {
-    loop {
-        match timeout(patience.silence, &mut download).await {
-            Ok(Ok(Some(data))) => return data.convert::<f32>().to_vec().ok(),
-            // closed, or the transport's panic at a lost connection
-            Ok(_) => return None,
-            Err(_) => {
-                let question = WsClient::connect(sender.clone(), "alive");
-                let answer = timeout(patience.answer, question).await;
-                if !matches!(answer, Ok(Some(_))) {
-                    download.abort();
-                    return None;
-                }
-            }
-        }
     }
 }
 
@@ -255,13 +249,17 @@ impl<B: Backend> Collective<B> for Cluster<B> {
 impl<B: Backend> Drop for Cluster<B> {
     /// Leaves when the others have fetched what is theirs, and says goodbye, so that they see an end and no failure.
     fn drop(&mut self) {
-        let (service, answer) = (self.service.clone(), self.patience.answer);
+        if self.watch.has_lost() {
+            return;
+        }
+        let (service, watch, answer) = (self.service.clone(), self.watch.clone(), self.patience.answer);
         self.runtime.block_on(async move {
             let deadline = Instant::now() + answer;
             while Instant::now() < deadline && !service.exposed_tensors.lock().await.is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            // a tensor leaves the list when it is asked for; it is still on its way then
+            watch.leave();
+            // a tensor leaves the list when it is asked for; it is still on its way then, and so is the farewell
             tokio::time::sleep(Duration::from_millis(200)).await;
             // a task of its own: the transport panics if the other is gone already
             let _ = timeout(answer, tokio::spawn(async move { service.close().await })).await;
@@ -269,11 +267,15 @@ impl<B: Backend> Drop for Cluster<B> {
     }
 }
 
-/// A lost connection is a panic inside the transport; it is reported as [`CollectiveError::PeerLost`], so its
-/// message would only confuse.
-fn quiet_threads() {
+/// What the transport says of itself would only confuse. A lost connection is a panic inside it, reported as
+/// [`CollectiveError::PeerLost`]. Its server, where nobody else listens to `tracing`, prints a line on standard
+/// output for every tensor it fetches: an output that belongs to this program, and where nobody reads it the process
+/// would stand still as soon as the pipe is full.
+fn quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // an error means that somebody listens, whom the server leaves in place as well
+        let _ = set_global_default(Dispatch::none());
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if std::thread::current().name() != Some(THREAD) {

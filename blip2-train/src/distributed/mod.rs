@@ -12,15 +12,23 @@ pub mod world;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CollectiveError {
-    /// A process did not take part within the time limit.
+    /// A process did not appear at the start.
     #[error(
-        "rank {rank} did not answer within {seconds} s; its log says why it stopped. Restart all ranks, the run resumes from its last checkpoint"
+        "rank {rank} did not appear within {seconds} s; start all ranks with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and let its host reach that of rank 0"
     )]
-    PeerLost {
-        /// The silent process.
+    PeerAbsent {
+        /// The process that is missing.
         rank: usize,
         /// The time limit.
         seconds: u64,
+    },
+    /// A process ended, or its machine does not answer.
+    #[error(
+        "rank {rank} is gone; its log says why it stopped. Restart all ranks, the run resumes from its last checkpoint"
+    )]
+    PeerLost {
+        /// That process.
+        rank: usize,
     },
     /// The transport reported an error.
     #[error("rank {rank}: {operation} failed")]

@@ -11,6 +11,7 @@ use burn_communication::{Address, CommunicationChannel, Message, ProtocolClient,
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
+use super::watch::{self, Watch};
 use super::{Patience, Service};
 use crate::distributed::CollectiveError;
 use crate::distributed::world::World;
@@ -54,14 +55,17 @@ impl Roll {
     }
 }
 
-pub(super) async fn serve<B: Backend>(server: WsServer, service: Service<B>, roll: Arc<Roll>) {
+pub(super) async fn serve<B: Backend>(
+    server: WsServer,
+    service: Service<B>,
+    roll: Arc<Roll>,
+    watch: Arc<Watch>,
+) {
     let server = server
         .route_tensor_data_service(service)
         .route(
-            "/alive",
-            async move |mut channel: <WsServer as ProtocolServer>::Channel| {
-                let _ = channel.close().await;
-            },
+            watch::ROUTE,
+            async move |channel: <WsServer as ProtocolServer>::Channel| watch.speak(channel).await,
         )
         .route(
             "/roll",
@@ -105,7 +109,7 @@ pub(super) async fn gather(
     patience: Patience,
 ) -> Result<Vec<String>, CollectiveError> {
     let deadline = Instant::now() + patience.gather;
-    let lost = |rank| CollectiveError::PeerLost {
+    let lost = |rank| CollectiveError::PeerAbsent {
         rank,
         seconds: patience.gather.as_secs(),
     };

@@ -71,13 +71,16 @@ fn sums_are_those_of_addition_in_rank_order() {
     }
 }
 
+/// Rank 2 asks for it only when rank 0 has noticed, told it and gone.
 #[test]
 fn a_rank_that_leaves_is_named_by_all_others() {
     let results = on_all(3, |cluster| {
         let one = || Tensor::<Flex, 1>::from_data([1.0], &Default::default());
         cluster.all_reduce_sum(one()).unwrap();
-        if cluster.rank == 1 {
-            return None; // ends, as a killed process does: its server is gone with it
+        match cluster.rank {
+            1 => return None,
+            2 => std::thread::sleep(quick().answer + Duration::from_secs(2)),
+            _ => {}
         }
         let start = Instant::now();
         let error = cluster.all_reduce_sum(one()).unwrap_err();
@@ -85,7 +88,36 @@ fn a_rank_that_leaves_is_named_by_all_others() {
         Some(error.to_string())
     });
     for message in results.into_iter().flatten() {
-        assert!(message.starts_with("rank 1 did not answer"), "{message}");
+        assert!(message.starts_with("rank 1 is gone"), "{message}");
+    }
+}
+
+/// As a machine without power: connections stay open and nothing comes.
+#[test]
+fn a_silent_rank_is_named_by_all_others() {
+    let results = on_all(3, |cluster| {
+        let one = || Tensor::<Flex, 1>::from_data([1.0], &Default::default());
+        cluster.all_reduce_sum(one()).unwrap();
+        if cluster.rank == 1 {
+            // the others may still be fetching what they were owed
+            std::thread::sleep(Duration::from_millis(500));
+            let until = Instant::now() + 5 * quick().silence;
+            // every network thread of it is taken, and every task that starts on one
+            for _ in 0..8 {
+                let sleep =
+                    async move { std::thread::sleep(until.saturating_duration_since(Instant::now())) };
+                cluster.runtime.spawn(sleep);
+            }
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            return None;
+        }
+        let start = Instant::now();
+        let error = cluster.all_reduce_sum(one()).unwrap_err();
+        assert!(start.elapsed() < 2 * quick().silence, "{:?}", start.elapsed());
+        Some(error.to_string())
+    });
+    for message in results.into_iter().flatten() {
+        assert!(message.starts_with("rank 1 is gone"), "{message}");
     }
 }
 
