@@ -277,9 +277,8 @@ fn main() -> Result<()> {
     let kind = BackendKind::choose(Some(&args.next().context(usage)?))?;
     let folder = args.next().context(usage)?;
     let dtype: PartDtype = args.next().context(usage)?.parse()?;
-    let mut policy = DtypePolicy::frozen(dtype);
-    if let Some(llm) = args.next() {
-        policy.llm = llm.parse()?;
-    }
+    let llm = args.next().map(|llm| llm.parse::<PartDtype>()).transpose()?;
+    // as transformers' `dtype`: for all parts
+    let policy = DtypePolicy::frozen(dtype).but(Some(dtype), llm);
     with_backend!(kind, B => serve::<B>(Path::new(&folder), policy))
 }

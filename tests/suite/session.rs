@@ -279,10 +279,18 @@ fn every_dtype_of_every_part_runs<B: Kernels>(device: &B::Device) {
     let pictures = [picture::<B>(0)];
     let want = exact.encode_once(&pictures).expect("encoded").queries_to_host();
     let scale = want[0].iter().fold(0f32, |m, v| m.max(v.abs()));
-    for vision in [F32, F16, BF16] {
+    for (vision, qformer) in [
+        (F32, F32),
+        (F32, F16),
+        (F32, BF16),
+        (F16, F32),
+        (BF16, F32),
+        (BF16, BF16),
+    ] {
         for llm in [F32, F16, BF16] {
             let policy = DtypePolicy {
                 vision,
+                qformer,
                 llm,
                 ..DtypePolicy::f32()
             };
@@ -290,13 +298,13 @@ fn every_dtype_of_every_part_runs<B: Kernels>(device: &B::Device) {
                 .unwrap_or_else(|e| panic!("{e}"));
             let encoded = session.encode_once(&pictures).expect("encoded");
             // 8 bits of mantissa over three layers: a few units in the last place of the largest value
-            let bound = match vision {
-                BF16 => 0.05,
-                F16 => 0.01,
+            let bound = match [vision, qformer] {
+                [BF16, _] | [_, BF16] => 0.05,
+                [F16, _] | [_, F16] => 0.01,
                 _ => 1e-4,
             };
             let diff = max_diff(&encoded.queries_to_host()[0], &want[0]) / scale;
-            assert!(diff < bound, "{vision:?} {llm:?}: {diff}");
+            assert!(diff < bound, "{vision:?} {qformer:?} {llm:?}: {diff}");
             let request = Request {
                 image: String::new(),
                 prompt: "a photo of".into(),
@@ -304,7 +312,10 @@ fn every_dtype_of_every_part_runs<B: Kernels>(device: &B::Device) {
                 options: options(&session, 0, 0),
             };
             let answer = session.answer(&pictures, &[request]).expect("an answer");
-            assert!(answer[0].outputs[0].token_ids.len() >= 2, "{vision:?} {llm:?}");
+            assert!(
+                answer[0].outputs[0].token_ids.len() >= 2,
+                "{vision:?} {qformer:?} {llm:?}"
+            );
         }
     }
 }

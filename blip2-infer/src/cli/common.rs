@@ -37,6 +37,9 @@ pub struct CommonArgs {
     /// Dtype of the language model alone; also int8 and int4: linear maps packed while loading, for faster decoding
     #[arg(long, value_name = "DTYPE")]
     pub dtype_llm: Option<PartDtype>,
+    /// Dtype of the Q-Former's matrices, which the other options leave in f32: also f16 or bf16
+    #[arg(long, value_name = "DTYPE", value_parser = PartDtype::unpacked)]
+    pub dtype_qformer: Option<PartDtype>,
     /// Load even if tensors are missing or unused
     #[arg(long)]
     pub allow_partial: bool,
@@ -60,9 +63,7 @@ pub struct CommonArgs {
 impl CommonArgs {
     /// Dtypes to keep the weights in.
     pub fn policy(&self) -> DtypePolicy {
-        let mut policy = DtypePolicy::frozen(self.dtype);
-        policy.llm = self.dtype_llm.unwrap_or(policy.llm);
-        policy
+        DtypePolicy::frozen(self.dtype).but(self.dtype_qformer, self.dtype_llm)
     }
 
     /// The model's folder, downloaded if it is a hub id that the cache lacks.

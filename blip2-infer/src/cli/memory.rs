@@ -21,12 +21,15 @@ pub struct MemoryArgs {
     /// Folder (a config.json is enough), hub id, or the name of a published checkpoint: nothing is downloaded for these
     #[arg(long, value_name = "DIR|HUB_ID|NAME", default_value = model::NANO)]
     model: String,
-    /// Dtypes of the frozen parts' matrices: auto (as in the file), f32, f16, bf16; the Q-Former stays f32
+    /// Dtypes of the frozen parts' matrices: auto (as in the file), f32, f16, bf16
     #[arg(long, value_delimiter = ',', default_value = "f32,f16,bf16")]
     dtype: Vec<PartDtype>,
     /// Dtype of the language model alone
     #[arg(long, value_name = "DTYPE")]
     dtype_llm: Option<PartDtype>,
+    /// Dtype of the Q-Former's matrices, which the other options leave in f32: also f16 or bf16
+    #[arg(long, value_name = "DTYPE", value_parser = PartDtype::unpacked)]
+    dtype_qformer: Option<PartDtype>,
     /// Pictures at a time
     #[arg(long, value_delimiter = ',', default_value = "1,8")]
     batch: Vec<usize>,
@@ -98,6 +101,7 @@ pub(super) fn run(args: &MemoryArgs) -> Result<()> {
         .dtype
         .iter()
         .chain(&args.dtype_llm)
+        .chain(&args.dtype_qformer)
         .any(|dtype| dtype.bits().is_some())
     {
         bail!(
@@ -119,8 +123,7 @@ pub(super) fn run(args: &MemoryArgs) -> Result<()> {
     let mut rows = vec![head.map(String::from).to_vec()];
     for &dtype in &args.dtype {
         for &batch in &args.batch {
-            let mut policy = DtypePolicy::frozen(dtype);
-            policy.llm = args.dtype_llm.unwrap_or(policy.llm);
+            let policy = DtypePolicy::frozen(dtype).but(args.dtype_qformer, args.dtype_llm);
             let work = Workload {
                 policy,
                 batch,

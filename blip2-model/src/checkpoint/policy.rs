@@ -71,6 +71,14 @@ impl PartDtype {
             _ => None,
         }
     }
+
+    /// Reads the name of a dtype for a part that is never packed.
+    pub fn unpacked(name: &str) -> Result<Self, UnknownDtype> {
+        match name.parse()? {
+            Self::Int8 | Self::Int4 => Err(UnknownDtype::Packed { name: name.into() }),
+            dtype => Ok(dtype),
+        }
+    }
 }
 
 impl FromStr for PartDtype {
@@ -84,16 +92,27 @@ impl FromStr for PartDtype {
             "bf16" | "bfloat16" => Ok(Self::BF16),
             "int8" => Ok(Self::Int8),
             "int4" => Ok(Self::Int4),
-            _ => Err(UnknownDtype { name: s.to_string() }),
+            _ => Err(UnknownDtype::Unknown { name: s.into() }),
         }
     }
 }
 
-/// A dtype name that is not one of `auto`, `f32`, `f16`, `bf16`, `int8`, `int4`.
+/// A dtype name that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown dtype `{name}`; use auto, f32, f16, bf16, int8 or int4")]
-pub struct UnknownDtype {
-    name: String,
+#[non_exhaustive]
+pub enum UnknownDtype {
+    /// Not one of the names.
+    #[error("unknown dtype `{name}`; use auto, f32, f16, bf16, int8 or int4")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A packed dtype for a part that is never packed.
+    #[error("{name} packs linear maps of the language model alone; use auto, f32, f16 or bf16")]
+    Packed {
+        /// The name.
+        name: String,
+    },
 }
 
 /// One dtype per part.
@@ -140,6 +159,13 @@ impl DtypePolicy {
             llm: dtype,
             widen_f16_llm: false,
         }
+    }
+
+    /// The same with other dtypes for the Q-Former and the language model, where given.
+    pub fn but(mut self, qformer: Option<PartDtype>, llm: Option<PartDtype>) -> Self {
+        self.qformer = qformer.unwrap_or(self.qformer);
+        self.llm = llm.unwrap_or(self.llm);
+        self
     }
 
     /// Dtype to keep a tensor in, given its path, rank and dtype in the file.

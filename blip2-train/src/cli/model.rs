@@ -24,6 +24,9 @@ pub struct DeviceArgs {
     /// Dtype of the language model alone
     #[arg(long, value_name = "DTYPE")]
     pub dtype_llm: Option<PartDtype>,
+    /// Dtype of the Q-Former's matrices, which the other options leave in f32: also f16 or bf16
+    #[arg(long, value_name = "DTYPE", value_parser = PartDtype::unpacked)]
+    pub dtype_qformer: Option<PartDtype>,
     /// Never ask the network for a model
     #[arg(long)]
     pub offline: bool,
@@ -45,8 +48,7 @@ impl DeviceArgs {
 
     /// Loads a folder.
     pub fn open<B: Kernels>(&self, folder: &Path, device: &B::Device) -> Result<Session<B>> {
-        let mut policy = DtypePolicy::frozen(self.dtype);
-        policy.llm = self.dtype_llm.unwrap_or(policy.llm);
+        let policy = DtypePolicy::frozen(self.dtype).but(self.dtype_qformer, self.dtype_llm);
         Ok(Session::open(folder, policy, false, device)?)
     }
 }
