@@ -8,6 +8,9 @@ all of it. Writes results/speed.md, results/speed.svg and results/speed.json.
 The section of the README between its two `speed` comments is written from the same figures; `--report` does that
 again from results/speed.json without measuring.
 
+`--layers 0` takes the published model whole (OPT-2.7B in bf16: 7.5 GB on disk, 20 GB of memory) and writes
+results/speed-full.* instead; with few layers the output head, which ours keeps in bf16, weighs more than it does there.
+
 Both sides are given one task at a time, in turn, so that the load of the machine falls on both; a row shows the
 medians. `--measure cpu` counts processor time instead, which other processes do not disturb; use it with
 `--threads 1` (idle threads of a pool spin, on either side).
@@ -28,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 GEN = ROOT / "tests/fixtures/gen"
 PICTURES = ROOT / "tests/fixtures/processor/images"
+# of the results: with few layers, and of a whole model
+STEMS = ("speed", "speed-full")
 
 GREEDY = {"task": "generate", "tokens": 17, "minus": {"task": "generate", "tokens": 1}, "per": 16}
 BEAM = {"task": "generate", "tokens": 17, "beams": 5, "minus": {"task": "generate", "tokens": 1, "beams": 5}, "per": 16}
@@ -128,7 +133,11 @@ def compare(folder, case, args):
     key = f"{args.measure}_ms"
     for name, job in tasks:
         times, peaks = ([], []), [0, 0]
-        for round_ in range(args.rounds + 1):
+        # two whole models of the peer do not fit
+        once = job["task"] == "load" and not args.layers
+        if once:
+            times = ([ours.load_ms], [theirs.load_ms])
+        for round_ in range(0 if once else args.rounds + 1):
             for i, side in enumerate((ours, theirs)):
                 time, peak = measure(side, job, key)
                 peaks[i] = peak
@@ -142,12 +151,19 @@ def compare(folder, case, args):
     return rows
 
 
+def cases(layers):
+    """Those that fit: two models of the whole size do so in bf16 only."""
+    whole = [case for case in CASES if case[1] == "opt-2.7b" and case[4] == "bf16"]
+    return CASES if layers else whole
+
+
 def checkpoint(base, kind, layers):
     """A random checkpoint; made once per folder."""
-    folder = base / f"{kind}-{layers}"
+    folder = base / f"{kind}-{layers or 'whole'}"
     if not (folder / "config.json").exists():
-        options = ["--model", kind, "--vision", {"opt-2.7b": "g", "flan-t5-xl": "l"}[kind], "--layers", str(layers)]
-        script = [sys.executable, "random_published.py", str(folder), "--float32", *options]
+        options = ["--model", kind, "--vision", {"opt-2.7b": "g", "flan-t5-xl": "l"}[kind]]
+        options += ["--float32", "--layers", str(layers)] if layers else []
+        script = [sys.executable, "random_published.py", str(folder), *options]
         subprocess.run(script, cwd=GEN, check=True, stdout=subprocess.DEVNULL)
     return folder
 
@@ -163,11 +179,12 @@ def ratio(row):
 
 
 def conditions(args):
+    layers = f"{args.layers} layers in the image encoder and in the language model (12 in the Q-Former)"
     return (
         f"{machine()}. {args.threads} thread(s), medians of {args.rounds}, "
         f"{'processor' if args.measure == 'cpu' else 'wall'} time. torch {version('torch')}, transformers "
         f"{version('transformers')} (eager where nothing else is said). Random weights at full width and full vocabulary "
-        f"with {args.layers} layers in the image encoder and in the language model (12 in the Q-Former). Against bf16 ours "
+        f"with {layers if args.layers else 'all layers'}. Against bf16 ours "
         "runs with `BLIP2_BF16=fast`, which rounds the inputs of products as torch does."
     )
 
@@ -192,8 +209,18 @@ def markdown(results, args):
     return "\n".join(lines) + "\n"
 
 
-def readme(record):
-    """The ratios in short, for the README."""
+def readme(folder):
+    """Writes the ratios in short into the README, from what was measured so far."""
+    records = [json.loads(path.read_text()) for name in STEMS if (path := folder / f"{name}.json").exists()]
+    path = ROOT / "README.md"
+    begin, end = "<!-- speed: written by tests/peers/speed/run.py -->", "<!-- /speed -->"
+    before, rest = path.read_text().split(begin)
+    lines = "\n\n".join("\n".join(summary(record)) for record in records)
+    path.write_text("\n".join([before + begin, "", lines, "", end + rest.split(end)[1]]))
+
+
+def summary(record):
+    """The ratios of one record, as lines of Markdown."""
     results = [result for result in record["results"] if "compile" not in result["title"]]
     cases = [result for result in results if len(result["rows"]) > 1]
     tasks = list(dict.fromkeys(row["task"] for result in cases for row in result["rows"]))
@@ -220,10 +247,7 @@ def readme(record):
         for row in result["rows"] if result not in cases else []:
             seconds = f"{row['ours_ms'] / 1e3:.1f} s against {row['theirs_ms'] / 1e3:.1f} s"
             lines += ["", f"{row['task'].capitalize()}: {seconds}, {ratio(row):.1f} times."]
-    path = ROOT / "README.md"
-    begin, end = "<!-- speed: written by tests/peers/speed/run.py -->", "<!-- /speed -->"
-    before, rest = path.read_text().split(begin)
-    path.write_text("\n".join([before + begin, "", *lines, "", end + rest.split(end)[1]]))
+    return lines
 
 
 def svg(results):
@@ -257,7 +281,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=2, help="of encoder and language model; 0: all, OPT in bf16 only")
     parser.add_argument("--backend", default="flex", help="ours; the worker must be built with that feature")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="theirs")
     parser.add_argument("--only", help="tasks whose name contains this")
@@ -268,13 +292,13 @@ def main():
     parser.add_argument("--report", action="store_true", help="only write the README's section again")
     args = parser.parse_args()
     if args.report:
-        return readme(json.loads((args.results / "speed.json").read_text()))
+        return readme(args.results)
     if not args.worker.exists():
         sys.exit(f"{args.worker} is missing; run: cargo build --release --example peer_speed")
     base = args.keep or Path(tempfile.mkdtemp(prefix="peer-speed-"))
     base.mkdir(parents=True, exist_ok=True)
     results = []
-    for case in CASES:
+    for case in cases(args.layers):
         print(case[0], file=sys.stderr, flush=True)
         rows = compare(checkpoint(base, case[1], args.layers), case, args)
         results += [{"title": case[0], "rows": rows}] if rows else []
@@ -289,12 +313,12 @@ def main():
             row[name] = statistics.median(pair[i][f"{args.measure}_ms"] for pair in pairs)
         results.append({"title": "command line", "rows": [row]})
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "speed.md").write_text(markdown(results, args))
-    (args.results / "speed.svg").write_text(svg(results))
     record = {"conditions": conditions(args), "results": results}
-    (args.results / "speed.json").write_text(json.dumps(record, indent=2) + "\n")
+    contents = {"md": markdown(results, args), "svg": svg(results), "json": json.dumps(record, indent=2) + "\n"}
+    for kind, content in contents.items():
+        (args.results / f"{STEMS[args.layers == 0]}.{kind}").write_text(content)
     if not args.only:
-        readme(record)
+        readme(args.results)
     print(markdown(results, args))
 
 
