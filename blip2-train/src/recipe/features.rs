@@ -12,9 +12,11 @@ use super::{Recipe, RecipeError};
 use crate::data::loader::LoaderStart;
 use crate::data::prepare::Example;
 use crate::params;
+use crate::run::Interrupt;
 use crate::run::collate::Pictures;
 use crate::run::feature_cache::{FeatureMeta, FeatureStore, FeatureWriter};
 use crate::run::fingerprint::module_digest;
+use crate::run::progress::{Progress, Show};
 use crate::stage::Images;
 use crate::stage::encoded::frozen_tokens;
 
@@ -23,27 +25,33 @@ fn key(example: &Example) -> String {
     format!("{}#{}", example.shard, example.key)
 }
 
-fn complete(reader: Reader, writer: &FeatureWriter) -> Result<bool, RecipeError> {
-    for batch in reader.open(LoaderStart::Epoch(0))? {
-        if batch?
-            .examples
-            .iter()
-            .any(|example| !writer.contains(&key(example)))
-        {
-            return Ok(false);
-        }
+/// Pictures that the store lacks. Reading keys takes a fraction of decoding.
+fn missing(reader: Reader, writer: &FeatureWriter) -> Result<usize, RecipeError> {
+    let mut missing = BTreeSet::new();
+    for batch in reader.blind().open(LoaderStart::Epoch(0))? {
+        let keys = batch?.examples.iter().map(key).collect::<Vec<_>>();
+        missing.extend(keys.into_iter().filter(|key| !writer.contains(key)));
     }
-    Ok(true)
+    Ok(missing.len())
 }
 
-/// Opens the store in `folder`, after computing what it lacks.
+/// The work as others see it and stop it.
+struct Watched<'a> {
+    progress: Progress,
+    interrupt: &'a Interrupt,
+}
+
+/// Opens the store in `folder`, after computing what it lacks. `None` after a request to stop: what is there by then
+/// is kept, and the next call goes on behind it.
 pub fn store<B: Kernels>(
     recipe: &Recipe,
     folder: &Path,
     vision: &VisionConfig,
     encoder: &AnyEncoder<B>,
     device: &B::Device,
-) -> Result<FeatureStore, RecipeError> {
+    show: Show,
+    interrupt: &Interrupt,
+) -> Result<Option<FeatureStore>, RecipeError> {
     let size = vision.image_size();
     let reader = Reader::once(recipe, size)?;
     let meta = FeatureMeta {
@@ -53,17 +61,38 @@ pub fn store<B: Kernels>(
         transform: reader.fingerprint()?,
     };
     let mut writer = FeatureWriter::open(folder, meta.clone())?;
-    // reading keys takes a fraction of decoding
-    let computed = match complete(reader.clone().blind(), &writer)? {
-        true => 0,
-        false => fill(&reader, &mut writer, &meta, size as u32, encoder, device)?,
+    let missing = missing(reader.clone(), &writer)?;
+    let show = match show {
+        Show::Dashboard => Show::Progress, // that is for the training which follows
+        other => other,
     };
+    let watched = Watched {
+        progress: Progress::new(show, missing as u64, interrupt),
+        interrupt,
+    };
+    if missing > 0 {
+        let text = format!("features: {missing} pictures to encode into {}", folder.display());
+        watched.progress.note(&text);
+        fill(
+            &reader,
+            &mut writer,
+            &meta,
+            size as u32,
+            encoder,
+            device,
+            &watched,
+        )?;
+    }
     let total = writer.finish()?;
-    eprintln!("features: {computed} computed, {total} in {}", folder.display());
-    Ok(FeatureStore::open(folder, &meta)?)
+    let text = format!("features: {total} in {}", folder.display());
+    watched.progress.note(&text);
+    match interrupt.is_requested() {
+        true => Ok(None),
+        false => Ok(Some(FeatureStore::open(folder, &meta)?)),
+    }
 }
 
-/// Encodes what is missing. Returns how many pictures that were.
+/// Encodes what is missing, or as much as there is time for.
 fn fill<B: Kernels>(
     reader: &Reader,
     writer: &mut FeatureWriter,
@@ -71,10 +100,14 @@ fn fill<B: Kernels>(
     size: u32,
     encoder: &AnyEncoder<B>,
     device: &B::Device,
-) -> Result<usize, RecipeError> {
+    watched: &Watched<'_>,
+) -> Result<(), RecipeError> {
     let pictures = Pictures::normalised(size);
-    let (mut computed, mut seen) = (0usize, BTreeSet::new());
+    let (mut computed, mut seen) = (0, BTreeSet::new());
     for batch in reader.open(LoaderStart::Epoch(0))? {
+        if watched.interrupt.is_requested() {
+            break;
+        }
         let mut examples = batch?.examples;
         examples.retain(|example| !writer.contains(&key(example)) && seen.insert(key(example)));
         if examples.is_empty() {
@@ -89,7 +122,8 @@ fn fill<B: Kernels>(
         for (key, tokens) in keys.iter().zip(values.chunks_exact(row)) {
             writer.push(key, tokens)?;
         }
-        computed += keys.len();
+        computed += keys.len() as u64;
+        watched.progress.step(computed);
     }
-    Ok(computed)
+    Ok(())
 }

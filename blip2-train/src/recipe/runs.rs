@@ -187,6 +187,10 @@ fn stored_features_train_as_pixels_do() {
     let plain = "data.vis_processor=blip_image_eval";
     bench.train(&stage1(&bench, &[plain]), "pixels");
     let store = format!("train.features={}", bench.path("features"));
+    // a request to stop is heard before the first picture, and nothing is trained
+    let stopped = bench.start(&stage1(&bench, &[plain, &store]), "stored", true);
+    assert!(matches!(stopped, Ended::Interrupted(0)));
+    assert!(!bench.folder.path().join("stored").join("metrics.jsonl").exists());
     for name in ["stored", "again"] {
         bench.train(&stage1(&bench, &[plain, &store]), name);
         let (a, b) = (bench.losses("pixels")[0], bench.losses(name)[0]);

@@ -158,7 +158,10 @@ where
             return self.finish(stage, module, supply);
         }
         let encoder = self.frozen_encoder()?;
-        let supply = self.pairs(self.pictures(&encoder)?, Some(&encoder))?;
+        let Some(pictures) = self.pictures(&encoder)? else {
+            return Ok(Ended::Interrupted(0));
+        };
+        let supply = self.pairs(pictures, Some(&encoder))?;
         match &self.recipe.train.lora {
             Some(lora) => {
                 let module = adapt_bridge(bridge, &lora.config(), self.recipe.train.seed, &device)?;
@@ -189,7 +192,10 @@ where
             return self.finish(stage, module, supply);
         }
         let encoder = self.frozen_encoder()?;
-        let supply = self.texts(self.pictures(&encoder)?, Some(&encoder), &llm)?;
+        let Some(pictures) = self.pictures(&encoder)? else {
+            return Ok(Ended::Interrupted(0));
+        };
+        let supply = self.texts(pictures, Some(&encoder), &llm)?;
         match &self.recipe.train.lora {
             None => {
                 let stage = Stage2::<B, Bridge<B>, _>::new(encoder, llm, config, device);

@@ -59,21 +59,26 @@ where
         Pictures::normalised(self.vision().image_size() as u32)
     }
 
-    /// Pixels, or the store the recipe asks for.
-    pub(super) fn pictures(&self, encoder: &AnyEncoder<B::InnerBackend>) -> Result<Pictures, RecipeError> {
+    /// Pixels, or the store the recipe asks for. `None` if there was a request to stop while it was filled.
+    pub(super) fn pictures(
+        &self,
+        encoder: &AnyEncoder<B::InnerBackend>,
+    ) -> Result<Option<Pictures>, RecipeError> {
         let Some(folder) = &self.recipe.train.features else {
-            return Ok(self.pixels());
+            return Ok(Some(self.pixels()));
         };
+        let (show, interrupt) = (self.env.show, &self.env.interrupt);
         // one process computes, the others wait for it and then find everything there
         for rank in 0..self.place.world {
             if rank == self.place.rank {
-                let store = features::store(self.recipe, folder, self.vision(), encoder, &self.device)?;
+                let (vision, device) = (self.vision(), &self.device);
+                let store = features::store(self.recipe, folder, vision, encoder, device, show, interrupt)?;
                 self.wait(self.place.world - rank)?;
-                return Ok(Pictures::Store(store));
+                return Ok(store.map(Pictures::Store));
             }
             self.wait(1)?;
         }
-        Ok(self.pixels())
+        Ok(Some(self.pixels()))
     }
 
     pub(super) fn wait(&self, times: usize) -> Result<(), RecipeError> {
