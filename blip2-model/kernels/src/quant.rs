@@ -4,7 +4,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::gemm::{self, Epilogue, Mat};
+use crate::gemm::{self, Element, Epilogue, Mat};
 use crate::level::{Level, per_level};
 use crate::simd::Simd;
 use crate::skinny::{self, Dot, Weights};
@@ -95,11 +95,11 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// Packs `[rows, depth]` weights: the bytes and the scales.
+/// Packs `[rows, depth]` weights: the bytes and the scales. Half precision is widened a cache's worth at a time.
 ///
 /// # Panics
 /// If `depth` is not a multiple of [`GROUP`].
-pub fn pack(bits: Bits, weights: &[f32], [rows, depth]: [usize; 2]) -> (Vec<u8>, Vec<f32>) {
+pub fn pack<T: Element>(bits: Bits, weights: &[T], [rows, depth]: [usize; 2]) -> (Vec<u8>, Vec<f32>) {
     assert!(
         depth % GROUP == 0 && weights.len() == rows * depth,
         "weights that do not divide into groups"
@@ -112,7 +112,16 @@ pub fn pack(bits: Bits, weights: &[f32], [rows, depth]: [usize; 2]) -> (Vec<u8>,
     data.par_chunks_mut(TASK * bits.group_bytes())
         .zip(scales.par_chunks_mut(TASK))
         .zip(weights.par_chunks(TASK * GROUP))
-        .for_each(|((data, scales), weights)| pack_groups(bits, weights, data, scales));
+        .for_each_init(
+            || vec![0f32; TASK * GROUP],
+            |wide, ((data, scales), weights)| {
+                let wide = &mut wide[..weights.len()];
+                for (wide, &weight) in wide.iter_mut().zip(weights) {
+                    *wide = weight.wide();
+                }
+                pack_groups(bits, wide, data, scales);
+            },
+        );
     (data, scales)
 }
 
@@ -330,6 +339,8 @@ pub fn linear(x: &[f32], m: usize, w: Packed<'_>, epilogue: Epilogue<'_>) -> Vec
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::Act;
 
@@ -362,6 +373,21 @@ mod tests {
         let energy: f32 = w.iter().map(|w| w * w).sum();
         // a uniform step of `largest / 8` has a variance of a twelfth of its square
         assert!(off(&back) / energy < 0.01, "{}", off(&back) / energy);
+    }
+
+    /// Longer than one task, so that its buffer is used twice.
+    #[test]
+    fn half_precision_is_packed_as_the_f32_that_it_stands_for() {
+        let dims = [13, 1600];
+        let w = values(dims[0] * dims[1], 9);
+        let short: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
+        let half: Vec<f16> = w.iter().map(|&w| f16::from_f32(w)).collect();
+        for bits in [Bits::Eight, Bits::Four] {
+            let wide: Vec<f32> = short.iter().map(|w| w.to_f32()).collect();
+            assert_eq!(pack(bits, &short, dims), pack(bits, &wide, dims));
+            let wide: Vec<f32> = half.iter().map(|w| w.to_f32()).collect();
+            assert_eq!(pack(bits, &half, dims), pack(bits, &wide, dims));
+        }
     }
 
     #[test]

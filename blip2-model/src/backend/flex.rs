@@ -326,9 +326,13 @@ impl Kernels for Flex {
     /// but [`linear_act`](Kernels::linear_act) can read them; any other operation panics.
     fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {
         let dims = weight.dims();
-        let weight = dense(as_dtype(weight, DType::F32));
         let scheme = bits.scheme().with_store(QuantStore::Native);
-        let (data, scales) = quant::pack(bits_of(&scheme), weight.storage(), dims);
+        let (bits, stored) = (bits_of(&scheme), weight.dtype());
+        let (data, scales) = match stored {
+            DType::BF16 => quant::pack::<bf16>(bits, dense(weight).storage(), dims),
+            DType::F16 => quant::pack::<f16>(bits, dense(weight).storage(), dims),
+            _ => quant::pack::<f32>(bits, dense(as_dtype(weight, DType::F32)).storage(), dims),
+        };
         let bytes = Bytes::from_bytes_vec(data);
         let data = FlexTensor::new(bytes, Layout::contiguous(dims.into()), DType::I8);
         let packed = FlexQTensor::new(data, scheme, scales);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{DtypePolicy, Keys, Part};
 use crate::module_path::ModulePath;
 use crate::nn::Kernels;
-use crate::nn::kernels::{PACK_GROUP, WeightBits, as_dtype};
+use crate::nn::kernels::{PACK_GROUP, WeightBits};
 use crate::weights::{DType, ShapeMismatch, TensorBytes, TensorSource, WeightsError};
 
 /// What a load did, per part.
@@ -211,8 +211,7 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
         if let (Some(bits), [rows, depth]) = (bits, &shape[..])
             && depth.is_multiple_of(PACK_GROUP)
         {
-            let flat = as_dtype(tensor.reshape([*rows, *depth]), BurnDType::F32);
-            let packed = B::pack_weight(flat, bits);
+            let packed = B::pack_weight(tensor.reshape([*rows, *depth]), bits);
             self.loader
                 .report_packed(&path, stored_as, stored, bits, rows * depth);
             return Param::initialized(param.id, Tensor::from_primitive(packed.into_primitive()));

@@ -115,9 +115,9 @@ pub trait Kernels: Backend {
         linear_by_matmul(x, weight, bias, act)
     }
 
-    /// Packs a weight `[out, in]` for [`linear_act`](Self::linear_act); `in` is a multiple of [`PACK_GROUP`].
+    /// Packs a weight `[out, in]` of any float dtype for [`linear_act`](Self::linear_act); `in` is a multiple of [`PACK_GROUP`].
     fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {
-        weight.quantize_dynamic(&bits.scheme())
+        as_dtype(weight, DType::F32).quantize_dynamic(&bits.scheme())
     }
 
     /// Gradient of `x W^T` with respect to `x`: `grad [M, out]`, `weight [out, in]` -> `[M, in]`, in the dtype of `grad`.

@@ -5,6 +5,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::{ImageKeys, LmHead, Projection, QFormer, QFormerConfig, QueryPass};
+use crate::nn::kernels::as_dtype;
 use crate::nn::{Context, Kernels, LayerNorm, Linear, LinearConfig, PadMask};
 
 /// Which parts a bridge has; the published checkpoints differ only in this.
@@ -131,7 +132,9 @@ impl<B: Kernels> Bridge<B> {
     /// The query tokens for a batch: `[B, Q, D]`.
     pub fn queries(&self, batch: usize) -> Tensor<B, 3> {
         let [_, count, width] = self.query_tokens.dims();
-        self.query_tokens.val().expand([batch, count, width])
+        let tokens = self.query_tokens.val();
+        let dtype = B::compute_dtype(tokens.dtype());
+        as_dtype(tokens, dtype).expand([batch, count, width])
     }
 
     /// Query-only pass over `batch` images.
