@@ -6,7 +6,7 @@ needs the packages of requirements.txt and our worker, `cargo build --release --
 all of it. Writes results/speed.md, results/speed.svg and results/speed.json.
 
 The section of the README between its two `speed` comments is written from the same figures; `--report` does that
-again from results/speed.json without measuring.
+again from results/speed*.json without measuring.
 
 `--layers 0` takes the published model whole (OPT-2.7B in bf16: 7.5 GB on disk, 20 GB of memory) and writes
 results/speed-full.* instead; with few layers the output head, which ours keeps in bf16, weighs more than it does there.

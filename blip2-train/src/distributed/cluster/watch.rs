@@ -107,7 +107,8 @@ impl Watch {
         }
     }
 
-    /// Listens to the process of `rank` as long as it goes on. Returns when it has said its first word.
+    /// Listens to the process of `rank` as long as it goes on. Returns when they are connected; `Err` is `rank`, which
+    /// could not be reached.
     pub(super) async fn listen(self: &Arc<Self>, rank: usize, address: Address) -> Result<(), usize> {
         let deadline = Instant::now() + self.patience.silence;
         let channel = loop {
