@@ -101,7 +101,6 @@ pub(super) fn run(args: &MemoryArgs) -> Result<()> {
         .dtype
         .iter()
         .chain(&args.dtype_llm)
-        .chain(&args.dtype_qformer)
         .any(|dtype| dtype.bits().is_some())
     {
         bail!(

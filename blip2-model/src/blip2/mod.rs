@@ -108,8 +108,8 @@ impl<B: Kernels> Blip2<B> {
 
     /// Encoder tokens `[B, N, C]` (for example from a feature store) -> features.
     pub fn image_features(&self, tokens: Tensor<B, 3>, ctx: &Context) -> ImageFeatures<B> {
-        let dtype = B::compute_dtype(self.bridge.query_tokens.val().dtype());
-        self.features_of(self.bridge.image_embeds(as_dtype(tokens, dtype), ctx))
+        let tokens = as_dtype(tokens, self.bridge.compute_dtype());
+        self.features_of(self.bridge.image_embeds(tokens, ctx))
     }
 
     /// [`ImageFeatures::embeds`] kept from an earlier run, `[B, N, C]` -> features.

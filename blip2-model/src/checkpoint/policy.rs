@@ -74,9 +74,10 @@ impl PartDtype {
 
     /// Reads the name of a dtype for a part that is never packed.
     pub fn unpacked(name: &str) -> Result<Self, UnknownDtype> {
-        match name.parse()? {
-            Self::Int8 | Self::Int4 => Err(UnknownDtype::Packed { name: name.into() }),
-            dtype => Ok(dtype),
+        let dtype: Self = name.parse()?;
+        match dtype.bits() {
+            Some(_) => Err(UnknownDtype::Packed { name: name.into() }),
+            None => Ok(dtype),
         }
     }
 }

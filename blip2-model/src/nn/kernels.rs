@@ -115,7 +115,8 @@ pub trait Kernels: Backend {
         linear_by_matmul(x, weight, bias, act)
     }
 
-    /// Packs a weight `[out, in]` of any float dtype for [`linear_act`](Self::linear_act); `in` is a multiple of [`PACK_GROUP`].
+    /// Packs a weight `[out, in]` of any float dtype for [`linear_act`](Self::linear_act); `in` is a multiple of
+    /// [`PACK_GROUP`].
     fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {
         as_dtype(weight, DType::F32).quantize_dynamic(&bits.scheme())
     }

@@ -2,7 +2,7 @@
 //! heads, temperature. The optimizer and a training checkpoint see this module only.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 use super::{ImageKeys, LmHead, Projection, QFormer, QFormerConfig, QueryPass};
 use crate::nn::kernels::as_dtype;
@@ -132,9 +132,12 @@ impl<B: Kernels> Bridge<B> {
     /// The query tokens for a batch: `[B, Q, D]`.
     pub fn queries(&self, batch: usize) -> Tensor<B, 3> {
         let [_, count, width] = self.query_tokens.dims();
-        let tokens = self.query_tokens.val();
-        let dtype = B::compute_dtype(tokens.dtype());
-        as_dtype(tokens, dtype).expand([batch, count, width])
+        as_dtype(self.query_tokens.val(), self.compute_dtype()).expand([batch, count, width])
+    }
+
+    /// Dtype of the activations.
+    pub fn compute_dtype(&self) -> DType {
+        B::compute_dtype(self.query_tokens.val().dtype())
     }
 
     /// Query-only pass over `batch` images.

@@ -110,7 +110,7 @@ impl<B: Kernels> Session<B> {
 
     /// Kept numbers on the device, in the dtype that the Q-Former computes in.
     fn kept(&self, data: TensorData) -> Tensor<B, 3> {
-        let dtype = B::compute_dtype(self.model.bridge.query_tokens.val().dtype());
+        let dtype = self.model.bridge.compute_dtype();
         as_dtype(Tensor::from_data(data, (&self.model.device, DType::F32)), dtype)
     }
 

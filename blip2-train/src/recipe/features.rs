@@ -29,8 +29,8 @@ fn key(example: &Example) -> String {
 fn missing(reader: Reader, writer: &FeatureWriter) -> Result<usize, RecipeError> {
     let mut missing = BTreeSet::new();
     for batch in reader.blind().open(LoaderStart::Epoch(0))? {
-        let keys = batch?.examples.iter().map(key).collect::<Vec<_>>();
-        missing.extend(keys.into_iter().filter(|key| !writer.contains(key)));
+        let examples = batch?.examples;
+        missing.extend(examples.iter().map(key).filter(|key| !writer.contains(key)));
     }
     Ok(missing.len())
 }
