@@ -21,8 +21,9 @@ use crate::Session;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model, device and output")]
 pub struct CommonArgs {
-    /// Folder of a checkpoint, LAVIS .pth file, id of one on the hub, or `nano`, the bundled one (see `blip2 models`)
-    #[arg(long, value_name = "DIR|FILE|HUB_ID|nano", default_value = model::NANO)]
+    /// Folder of a checkpoint, LAVIS .pth file, id of one on the hub, or a bundled one: `nano`, which speaks, or
+    /// `nano-itm`, which compares pictures and texts (see `blip2 models`)
+    #[arg(long, value_name = "DIR|FILE|HUB_ID|NAME", default_value = model::NANO)]
     pub model: String,
     /// Backend of this build to run on (see `blip2 backends`); default: the first one compiled in
     #[arg(long)]

@@ -64,7 +64,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
     let kind = BackendKind::choose(args.backend.as_deref())?;
     let folder = match &args.model {
         Some(name) => Some(model::folder(name, args.offline, args.quiet)?),
-        None => model::nano(),
+        None => model::bundled(model::NANO),
     };
     let reference = kind.reference();
     let (mut checks, device, outputs, answer) = with_backend!(kind, B => {

@@ -60,10 +60,13 @@ enum Command {
     /// Talk about a picture: earlier questions and answers are remembered
     Chat(chat::ChatArgs),
     /// Score how well texts match a picture (ITM logits and probability, ITC cosine)
+    #[command(mut_arg("model", |arg| arg.default_value(model::NANO_ITM)))]
     Match(matching::MatchArgs),
     /// Find pictures of a folder by a text
+    #[command(mut_arg("model", |arg| arg.default_value(model::NANO_ITM)))]
     Search(search::SearchArgs),
     /// Write embeddings of pictures or texts to a safetensors file
+    #[command(mut_arg("model", |arg| arg.default_value(model::NANO_ITM)))]
     Embed(embed::EmbedArgs),
     /// Write every named intermediate of one forward pass to a safetensors file
     Trace(embed::TraceArgs),

@@ -1,4 +1,4 @@
-//! `--model`: the bundled model by its name, a folder, or an id on the hub, to a folder on this machine.
+//! `--model`: a bundled model by its name, a folder, or an id on the hub, to a folder on this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -7,41 +7,50 @@ use blip2_model::weights::hub;
 
 use super::progress::Downloads;
 
-/// Name of the bundled model, and the default of `--model`.
+/// The bundled model that speaks, and the default of `--model`.
 pub(super) const NANO: &str = "nano";
 
-/// Names the folder of the bundled model, for programs that ship it elsewhere.
+/// The bundled model that was tuned for retrieval last, and the default of the verbs that compare pictures and texts.
+pub(super) const NANO_ITM: &str = "nano-itm";
+
+/// Names the folder of `nano` for programs that ship it elsewhere; `nano-itm` is then looked for beside it.
 const NANO_VARIABLE: &str = "BLIP2_NANO";
 
 const CONFIG: &str = "config.json";
 
-/// Where the bundled model may be, best first.
-fn nano_places() -> Vec<PathBuf> {
+/// Where a bundled model may be, best first.
+fn places(name: &str) -> Vec<PathBuf> {
     let named = std::env::var_os(NANO_VARIABLE).map(PathBuf::from);
+    let named = named.map(|nano| match name {
+        NANO => nano,
+        other => nano.with_file_name(other),
+    });
     let beside = std::env::current_exe()
         .ok()
-        .and_then(|exe| Some(exe.parent()?.join("assets/models").join(NANO)));
+        .and_then(|exe| Some(exe.parent()?.join("assets/models").join(name)));
     let tree = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../assets/models")
-        .join(NANO);
+        .join(name);
     named.into_iter().chain(beside).chain([tree]).collect()
 }
 
-/// Folder of the bundled model, if it is there.
-pub(super) fn nano() -> Option<PathBuf> {
-    nano_places()
-        .into_iter()
-        .find(|place| place.join(CONFIG).exists())
+/// Folder of a bundled model, if it is there.
+pub(super) fn bundled(name: &str) -> Option<PathBuf> {
+    places(name).into_iter().find(|place| place.join(CONFIG).exists())
 }
 
 /// The folder of `model`, downloaded if it is a hub id that the cache lacks.
 pub(super) fn folder(model: &str, offline: bool, quiet: bool) -> Result<PathBuf> {
-    if model == NANO {
-        return nano().with_context(|| {
-            let places: Vec<String> = nano_places().iter().map(|p| p.display().to_string()).collect();
+    if [NANO, NANO_ITM].contains(&model) {
+        return bundled(model).with_context(|| {
+            let places: Vec<String> = places(model).iter().map(|p| p.display().to_string()).collect();
+            let published = match model {
+                NANO => "Salesforce/blip2-opt-2.7b",
+                _ => "Salesforce/blip2-itm-vit-g",
+            };
             format!(
-                "the bundled model `nano` is not here (looked in {}); name a checkpoint with --model, for example \
-                 --model Salesforce/blip2-opt-2.7b (see `blip2 models`), or set {NANO_VARIABLE} to its folder",
+                "the bundled model `{model}` is not here (looked in {}); name a checkpoint with --model, for example \
+                 --model {published} (see `blip2 models`), or set {NANO_VARIABLE} to the folder of `{NANO}`",
                 places.join(", ")
             )
         });

@@ -51,6 +51,12 @@ impl Sizes {
     }
 }
 
+/// The bundled models.
+const BUNDLED: [(&str, &str); 2] = [
+    (model::NANO, "bundled: every command works with it"),
+    (model::NANO_ITM, "bundled: match, search, embed"),
+];
+
 pub(super) fn run(args: &ModelsArgs) -> Result<()> {
     let kind = BackendKind::choose(None)?;
     let count = |config: Blip2Config| -> Result<usize> {
@@ -60,21 +66,24 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
         })
     };
     let mut lines = Vec::new();
-    let nano = model::nano();
-    let config = nano
-        .as_ref()
-        .and_then(|folder| std::fs::read_to_string(folder.join("config.json")).ok());
-    if let Some(config) = config.and_then(|json| Blip2Config::from_json(&json).ok()) {
+    for (name, purpose) in BUNDLED {
+        let folder = model::bundled(name);
+        let config = folder
+            .as_ref()
+            .and_then(|folder| std::fs::read_to_string(folder.join("config.json")).ok());
+        let Some(config) = config.and_then(|json| Blip2Config::from_json(&json).ok()) else {
+            continue;
+        };
         let image_size = config.vision_config.image_size();
         let parameters = count(config)?;
         lines.push(Line {
-            model: model::NANO.into(),
-            purpose: "bundled: every command works with it",
+            model: name.into(),
+            purpose,
             image_size,
             parameters,
             bytes: Sizes::of(parameters),
             licence: "see NOTICES.md",
-            folder: nano.map(|folder| folder.display().to_string()),
+            folder: folder.map(|folder| folder.display().to_string()),
         });
     }
     for entry in &PUBLISHED {

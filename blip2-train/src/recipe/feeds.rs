@@ -140,14 +140,18 @@ impl Reader {
         Ok(reader)
     }
 
-    /// How samples are prepared, as text: equal text, equal pictures.
+    /// How samples are prepared, as text: equal text, equal pictures. Data sets that are all prepared alike count as one,
+    /// so that more of them may join.
     pub fn fingerprint(&self) -> Result<String, RecipeError> {
         let seed = self.mixture.order.seed;
-        let transforms: Vec<_> = self
+        let mut transforms: Vec<_> = self
             .preparations
             .iter()
             .map(|p| (p.transform, p.on_white, p.orientation))
             .collect();
+        if transforms.iter().all(|other| *other == transforms[0]) {
+            transforms.truncate(1);
+        }
         Ok(serde_json::to_string(&(seed, transforms))?)
     }
 

@@ -199,6 +199,25 @@ fn stored_features_train_as_pixels_do() {
     assert_eq!(bench.losses("stored"), bench.losses("again"));
 }
 
+/// What a store holds depends on how pictures are prepared, not on how many data sets there are.
+#[test]
+fn more_data_that_is_prepared_alike_joins_a_feature_store() {
+    let bench = Bench::new();
+    let fingerprint = |processors: &[&str]| {
+        let sets = processors
+            .iter()
+            .map(|p| format!("{{path = \"{}\"{p}}}", bench.data));
+        let sets = format!("data.train=[{}]", sets.collect::<Vec<_>>().join(", "));
+        let recipe = stage1(&bench, &["data.vis_processor=blip_image_eval", &sets]);
+        feeds::Reader::once(&recipe, 28).unwrap().fingerprint().unwrap()
+    };
+    let other = ", vis_processor = \"blip_image_train\"";
+    assert_eq!(fingerprint(&[""]), fingerprint(&["", ""]));
+    assert_ne!(fingerprint(&[""]), fingerprint(&[other]));
+    assert_ne!(fingerprint(&[""]), fingerprint(&["", other]));
+    assert_ne!(fingerprint(&["", other]), fingerprint(&[other, ""]));
+}
+
 /// A caption for each of two colours, learnt by heart: targets end where they should, padding is masked, the prompt
 /// is the picture, and what is exported generates what was trained.
 #[test]

@@ -44,9 +44,14 @@ impl Meter {
 
     /// `n` more are done.
     pub fn add(&self, n: usize) {
-        self.done.set(self.done.get() + n as u64);
+        self.reach(self.done.get() + n as u64);
+    }
+
+    /// `done` are done, by whichever process.
+    pub fn reach(&self, done: u64) {
+        self.done.set(done);
         if let Some(bar) = &self.bar {
-            bar.inc(n as u64);
+            bar.set_position(done);
         } else if !self.quiet && self.last.get().elapsed() >= EVERY {
             self.last.set(Instant::now());
             eprintln!("{}", self.line());

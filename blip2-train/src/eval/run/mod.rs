@@ -14,6 +14,7 @@ pub mod publish;
 pub mod retrieval;
 pub mod vqa;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use blip2_model::session::{Session, SessionError};
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::results::{self, Journal};
+use super::results::{self, Id, Journal};
 use crate::data::sample::Problem;
 use crate::data::source::SourceConfig;
 pub use error::RunError;
@@ -221,9 +222,10 @@ impl<B: Kernels> Runner<B> {
         Meter::new(what, total as u64, self.effort.quiet)
     }
 
-    /// Whether this process has noted before that a picture cannot be read.
-    pub fn is_skipped(&self, position: usize) -> bool {
-        self.skipped.holds(&self.pictures.list[position].id)
+    /// Pictures that a process, whichever, has noted as unreadable.
+    pub fn skipped_by_any(&self) -> Result<HashSet<Id>, RunError> {
+        let journals = results::read_journals::<SkippedPicture>(&self.folder.path, "skipped")?;
+        Ok(journals.into_iter().flatten().map(|line| line.image_id).collect())
     }
 
     /// Encodes the pictures at `wanted` (ascending), `batch` at a time, and hands them on with their positions.

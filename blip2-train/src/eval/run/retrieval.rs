@@ -3,15 +3,15 @@
 //!
 //! A pair's matching score does not depend on the direction it is ranked in, so the pairs that either direction needs
 //! are joined and done picture by picture: the picture's keys and values are computed once for all its texts, and a
-//! finished picture is one line of the journal. The contrastive part is not divided among processes; its embeddings are
-//! kept in files ([`store`]), from which a run that goes on takes them.
+//! finished picture is one line of the journal. Embeddings are divided among processes, which read each other's from files
+//! ([`shared`]); a run that goes on takes them from there too. Every process computes all similarities, as each needs them.
 
 mod finish;
 mod matching;
+mod shared;
 mod store;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use blip2_model::blip2::ImageFeatures;
 use blip2_model::blip2::retrieval::{contrastive_similarity, first_token};
@@ -29,7 +29,8 @@ use crate::eval::results::{self, Id, Prediction};
 use crate::eval::retrieval::{CaptionMap, ScoreTable, rank_of_best};
 use matching::Kept;
 pub(super) use matching::match_texts;
-use store::{Part, Store};
+use shared::Shared;
+use store::Part;
 
 /// Texts whose similarities to a batch of pictures are computed at a time; bounds `[B * Q, texts]`.
 const TEXTS_AT_A_TIME: usize = 4096;
@@ -114,33 +115,13 @@ impl RetrievalTask {
         let texts = self.texts(&runner.pictures.at(&with_captions))?;
         let embedded = self.embed_texts(runner, &texts.texts)?; // parts of [texts, E]
         let mut kept = Kept::default();
-        let (mut store, stored) = Store::open(&store_path(runner, "images"))?;
+        let parts = self.embed_pictures(runner, &with_captions, &mut kept)?;
         let mut rows: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        for part in &stored {
+        let meter = runner.meter("similarities", with_captions.len());
+        for part in &parts {
             rows.extend(similarities(&runner.session.model.device, part, &embedded)?);
+            meter.add(part.at.len());
         }
-        let todo: Vec<usize> = with_captions
-            .iter()
-            .copied()
-            .filter(|at| !rows.contains_key(at) && !runner.is_skipped(*at))
-            .collect();
-        let meter = runner.meter("contrastive", todo.len());
-        let keeps = self.k > 0;
-        runner.encode_each(&todo, runner.effort.batch, &mut |runner, at, features| {
-            let ctx = Context::eval();
-            let images = runner.session.model.embed_images(&features, &ctx).projected;
-            let part = Part {
-                at: at.to_vec(),
-                values: floats(images.ok_or(SessionError::NoTextBranch)?)?,
-            };
-            rows.extend(similarities(&runner.session.model.device, &part, &embedded)?);
-            store.append(&part)?;
-            if keeps {
-                kept.add(at, &features, &runner.effort.share);
-            }
-            meter.add(at.len());
-            runner.folder.tick()
-        })?;
         drop(meter);
         // a picture that could not be read is no candidate, and its captions ask for nothing
         let readable: Vec<usize> = with_captions
@@ -159,9 +140,10 @@ impl RetrievalTask {
             rows.into_values().flatten().collect(),
         )?;
         let by_text = sims.transposed();
-        if runner.effort.share.rank == 0 {
-            let contrastive = Contrastive::of(&sims, &by_text, &texts.map)?;
-            results::write(&runner.folder.path.join("contrastive.json"), &contrastive)?;
+        let path = runner.folder.path.join("contrastive.json");
+        // every process finds the same; the others only write it where the first was not started
+        if runner.effort.share.rank == 0 || !path.exists() {
+            results::write(&path, &Contrastive::of(&sims, &by_text, &texts.map)?)?;
         }
         if self.k == 0 {
             return Ok(());
@@ -189,38 +171,95 @@ impl RetrievalTask {
         Ok(self.texts(&pictures.at(readable))?)
     }
 
-    /// Parts of `[texts, E]` in f32.
+    /// Parts of `[texts, E]` in f32; those of the whole evaluation, whichever process computed them.
     fn embed_texts<B: Kernels>(
         &self,
         runner: &Runner<B>,
         texts: &[String],
     ) -> Result<Vec<Tensor<B, 2>>, RunError> {
         let session = &runner.session;
-        let (mut store, mut parts) = Store::open(&store_path(runner, "texts"))?;
-        let mut done: usize = parts.iter().map(|part| part.at.len()).sum();
-        let meter = runner.meter("texts", texts.len() - done.min(texts.len()));
-        while done < texts.len() {
-            // batches end where large parts end
-            let large = (done / TEXTS_AT_A_TIME + 1) * TEXTS_AT_A_TIME;
-            let end = (done + runner.effort.batch).min(large).min(texts.len());
-            let tokens = session.tokenize_texts(&texts[done..end], Some(self.max_length))?;
-            let embedded = session.model.embed_texts(&tokens, &Context::eval())?.projected;
-            let part = Part {
-                at: (done..end).collect(),
-                values: floats(first_token(embedded.ok_or(SessionError::NoTextBranch)?))?,
-            };
-            store.append(&part)?;
-            parts.push(part);
-            meter.add(end - done);
-            done = end;
+        let mut shared = Shared::open(&runner.folder.path, "texts", runner.effort.share)?;
+        let meter = runner.meter("texts", texts.len());
+        loop {
+            let missing = shared.missing(0..texts.len());
+            meter.reach((texts.len() - missing.len()) as u64);
+            let next = shared.next(&missing, runner.effort.batch);
+            if next.is_empty() {
+                break;
+            }
+            for at in next.chunks(runner.effort.batch) {
+                let words: Vec<String> = at.iter().map(|&at| texts[at].clone()).collect();
+                let tokens = session.tokenize_texts(&words, Some(self.max_length))?;
+                let embedded = session.model.embed_texts(&tokens, &Context::eval())?.projected;
+                shared.append(Part {
+                    at: at.to_vec(),
+                    values: floats(first_token(embedded.ok_or(SessionError::NoTextBranch)?))?,
+                })?;
+                meter.add(at.len());
+                runner.folder.tick()?;
+            }
+            shared.refresh()?;
         }
+        let parts = shared.into_parts();
         let width = parts.first().map_or(1, |part| part.values.len() / part.at.len());
-        let values: Vec<f32> = parts.into_iter().flat_map(|part| part.values).collect();
+        let mut values = vec![0.0_f32; texts.len() * width];
+        for part in &parts {
+            for (at, row) in part.at.iter().zip(part.values.chunks(width)) {
+                values[at * width..][..width].copy_from_slice(row);
+            }
+        }
         let tensor = |part: &[f32]| {
             let data = TensorData::new(part.to_vec(), [part.len() / width, width]);
             Tensor::from_data(data, (&session.model.device, DType::F32))
         };
         Ok(values.chunks(TEXTS_AT_A_TIME * width).map(tensor).collect())
+    }
+
+    /// Batches of `[B, Q, E]` of the pictures at `wanted`, whichever process computed them; without those that cannot be
+    /// read. What this process has encoded of its own goes into `kept`, for matching.
+    fn embed_pictures<B: Kernels>(
+        &self,
+        runner: &mut Runner<B>,
+        wanted: &[usize],
+        kept: &mut Kept,
+    ) -> Result<Vec<Part>, RunError> {
+        let mut shared = Shared::open(&runner.folder.path, "images", runner.effort.share)?;
+        let meter = runner.meter("pictures", wanted.len());
+        let mut all_bad = None;
+        loop {
+            let skipped = runner.skipped_by_any()?;
+            let good = wanted.iter().copied();
+            let good = good.filter(|&at| !skipped.contains(&runner.pictures.list[at].id));
+            let missing = shared.missing(good);
+            meter.reach((wanted.len() - missing.len()) as u64);
+            let next = shared.next(&missing, runner.effort.batch);
+            if next.is_empty() {
+                break;
+            }
+            let outcome = runner.encode_each(&next, runner.effort.batch, &mut |runner, at, features| {
+                let images = runner.session.model.embed_images(&features, &Context::eval());
+                shared.append(Part {
+                    at: at.to_vec(),
+                    values: floats(images.projected.ok_or(SessionError::NoTextBranch)?)?,
+                })?;
+                if self.k > 0 {
+                    kept.add(at, &features, &runner.effort.share);
+                }
+                meter.add(at.len());
+                runner.folder.tick()
+            });
+            match outcome {
+                // some of the rest may be good
+                Err(error @ RunError::AllBad { .. }) => all_bad = Some(error),
+                outcome => outcome?,
+            }
+            shared.refresh()?;
+        }
+        let parts = shared.into_parts();
+        match all_bad {
+            Some(error) if parts.is_empty() => Err(error),
+            _ => Ok(parts),
+        }
     }
 
     fn match_pairs<B: Kernels>(
@@ -312,12 +351,6 @@ impl Contrastive {
                 .collect(),
         })
     }
-}
-
-/// File of this process' embeddings. Others read none of it: each has all of them, as it needs them all.
-fn store_path<B: Kernels>(runner: &Runner<B>, name: &str) -> PathBuf {
-    let rank = runner.effort.share.rank;
-    runner.folder.path.join(format!("{name}.{rank}.bin"))
 }
 
 /// Rows of the table of similarities, by position of the picture; in f32 whatever the model's dtype.

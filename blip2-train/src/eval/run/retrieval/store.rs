@@ -5,8 +5,9 @@
 //! The batches are kept as they were made: products over the same shapes give the same bits before and after a stop.
 //! A record that was cut off or damaged ends the file.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::eval::EvalError;
@@ -19,6 +20,27 @@ pub(super) struct Part {
     pub at: Vec<usize>,
     /// Row-major, `[at, ...]`.
     pub values: Vec<f32>,
+}
+
+impl Part {
+    /// What is left when rows that are `known` are taken out.
+    pub fn without(self, known: &HashSet<usize>) -> Self {
+        if !self.at.iter().any(|at| known.contains(at)) {
+            return self;
+        }
+        let width = self.values.len() / self.at.len();
+        let mut left = Self {
+            at: Vec::new(),
+            values: Vec::new(),
+        };
+        for (at, row) in self.at.iter().zip(self.values.chunks(width)) {
+            if !known.contains(at) {
+                left.at.push(*at);
+                left.values.extend_from_slice(row);
+            }
+        }
+        left
+    }
 }
 
 /// An open file of records.
@@ -59,6 +81,20 @@ impl Store {
         bytes.extend(crc32c(&bytes).to_le_bytes());
         self.file.write_all(&bytes).map_err(EvalError::file(&self.path))
     }
+}
+
+/// The good records of another process' file from byte `from` on, and where they end.
+///
+/// # Errors
+/// [`EvalError::File`].
+pub(super) fn read_from(path: &Path, from: u64) -> Result<(Vec<Part>, u64), EvalError> {
+    let fault = || EvalError::file(path);
+    let mut file = File::open(path).map_err(fault())?;
+    file.seek(SeekFrom::Start(from)).map_err(fault())?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(fault())?;
+    let (parts, whole) = read(&bytes);
+    Ok((parts, from + whole as u64))
 }
 
 /// The good records at the beginning, and how many bytes these are.
