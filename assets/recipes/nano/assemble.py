@@ -2,7 +2,7 @@
 
     python assets/recipes/nano/assemble.py RUNS assets/models
 
-`nano` is all of stage 2, and text branch and heads as fitted to it afterwards; `nano-itm` is what was tuned for retrieval.
+`nano` is all of stage 2 (its second round), and text branch and heads as fitted to it afterwards; `nano-itm` is what was tuned for retrieval.
 """
 
 import json
@@ -71,17 +71,17 @@ def tokenizer(name, out):
 def main():
     runs, out = sys.argv[1:]
     nano, itm = os.path.join(out, "nano"), os.path.join(out, "nano-itm")
-    model(tensors(runs, "heads", "export") | tensors(runs, "stage2", "export"), nano)
+    model(tensors(runs, "heads2", "export") | tensors(runs, "captions", "export"), nano)
     model(tensors(runs, "retrieval", "export"), itm, encoder=nano, architectures=["Blip2ForImageTextRetrieval"])
     tokenizer("language", nano)
     tokenizer("qformer", os.path.join(nano, "qformer_tokenizer"))
     tokenizer("qformer", itm)
     for folder in (nano, itm):
         shutil.copyfile(
-            os.path.join(runs, "stage2", "export", "preprocessor_config.json"),
+            os.path.join(runs, "captions", "export", "preprocessor_config.json"),
             os.path.join(folder, "preprocessor_config.json"),
         )
-    with open(os.path.join(runs, "stage2", "export", "generation_config.json"), encoding="utf-8") as file:
+    with open(os.path.join(runs, "captions", "export", "generation_config.json"), encoding="utf-8") as file:
         generation = json.load(file) | {"max_new_tokens": 20, "num_beams": 5, "length_penalty": 0.0}
     dump(generation, os.path.join(nano, "generation_config.json"))
 

@@ -60,6 +60,7 @@ struct Line<'a> {
     backend: BackendKind,
     dtype: PartDtype,
     dtype_llm: PartDtype,
+    dtype_qformer: PartDtype,
     batch: usize,
     num_beams: usize,
     #[serde(flatten)]
@@ -148,6 +149,7 @@ pub(super) fn run(args: &MemoryArgs) -> Result<()> {
                     backend: kind,
                     dtype,
                     dtype_llm: policy.llm,
+                    dtype_qformer: policy.qformer,
                     batch,
                     num_beams: args.num_beams,
                     estimate,
