@@ -83,6 +83,21 @@ fn nano_is_the_default_model() {
         let got = objects(run(&opt, more));
         assert_eq!(text(&got[0]), text(&want[0]));
     }
+    // what compares pictures and texts takes `nano-itm`, which lies beside
+    let place = tempfile::tempdir().expect("a folder");
+    let copy = place.path().join("nano-itm");
+    std::fs::create_dir(&copy).expect("a folder");
+    for entry in std::fs::read_dir(path("parity/itm")).expect("the fixture") {
+        let file = entry.expect("an entry").path();
+        std::fs::copy(&file, copy.join(file.file_name().expect("a name"))).expect("a copy");
+    }
+    let words = ["match", &boat, "fruit", "--json", "--quiet"];
+    let beside = command(&words)
+        .env("BLIP2_NANO", place.path().join("nano"))
+        .output()
+        .expect("the command starts");
+    let named = blip2(&[&words[..], &["--model", &path("parity/itm")]].concat());
+    assert_eq!(objects(beside), objects(named));
     // without a model anywhere, the sentence says where it was looked for and what to do
     let bundled = path("../../assets/models/nano/config.json");
     if !std::path::Path::new(&bundled).exists() {

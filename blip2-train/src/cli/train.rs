@@ -184,7 +184,9 @@ fn report(args: &TrainArgs, ended: &Ended) -> Result<()> {
             println!("{}", serde_json::json!({ "finished": false, "step": step }));
         }
         Ended::Interrupted(0) => {
-            eprintln!("stopped before the first step; features that are computed are kept, and the same command goes on");
+            eprintln!(
+                "stopped before the first step; features that are computed are kept, and the same command goes on"
+            );
         }
         Ended::Interrupted(step) => {
             eprintln!("stopped after step {step}, which is saved; the same command goes on");
