@@ -13,6 +13,30 @@ pub(super) const NANO: &str = "nano";
 /// The bundled model that was tuned for retrieval last, and the default of the verbs that compare pictures and texts.
 pub(super) const NANO_ITM: &str = "nano-itm";
 
+/// A model that comes with the program.
+pub(super) struct Bundled {
+    /// What `--model` calls it, and the name of its folder.
+    pub name: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// A published checkpoint of its kind.
+    published: &'static str,
+}
+
+/// All of them.
+pub(super) const BUNDLED: [Bundled; 2] = [
+    Bundled {
+        name: NANO,
+        purpose: "bundled: every command works with it",
+        published: "Salesforce/blip2-opt-2.7b",
+    },
+    Bundled {
+        name: NANO_ITM,
+        purpose: "bundled: match, search, embed",
+        published: "Salesforce/blip2-itm-vit-g",
+    },
+];
+
 /// Names the folder of `nano` for programs that ship it elsewhere; `nano-itm` is then looked for beside it.
 const NANO_VARIABLE: &str = "BLIP2_NANO";
 
@@ -41,15 +65,11 @@ pub(super) fn bundled(name: &str) -> Option<PathBuf> {
 
 /// The folder of `model`, downloaded if it is a hub id that the cache lacks.
 pub(super) fn folder(model: &str, offline: bool, quiet: bool) -> Result<PathBuf> {
-    if [NANO, NANO_ITM].contains(&model) {
-        return bundled(model).with_context(|| {
-            let places: Vec<String> = places(model).iter().map(|p| p.display().to_string()).collect();
-            let published = match model {
-                NANO => "Salesforce/blip2-opt-2.7b",
-                _ => "Salesforce/blip2-itm-vit-g",
-            };
+    if let Some(Bundled { name, published, .. }) = BUNDLED.iter().find(|bundled| bundled.name == model) {
+        return bundled(name).with_context(|| {
+            let places: Vec<String> = places(name).iter().map(|p| p.display().to_string()).collect();
             format!(
-                "the bundled model `{model}` is not here (looked in {}); name a checkpoint with --model, for example \
+                "the bundled model `{name}` is not here (looked in {}); name a checkpoint with --model, for example \
                  --model {published} (see `blip2 models`), or set {NANO_VARIABLE} to the folder of `{NANO}`",
                 places.join(", ")
             )

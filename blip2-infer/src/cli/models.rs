@@ -51,12 +51,6 @@ impl Sizes {
     }
 }
 
-/// The bundled models.
-const BUNDLED: [(&str, &str); 2] = [
-    (model::NANO, "bundled: every command works with it"),
-    (model::NANO_ITM, "bundled: match, search, embed"),
-];
-
 pub(super) fn run(args: &ModelsArgs) -> Result<()> {
     let kind = BackendKind::choose(None)?;
     let count = |config: Blip2Config| -> Result<usize> {
@@ -66,7 +60,7 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
         })
     };
     let mut lines = Vec::new();
-    for (name, purpose) in BUNDLED {
+    for model::Bundled { name, purpose, .. } in model::BUNDLED {
         let folder = model::bundled(name);
         let config = folder
             .as_ref()

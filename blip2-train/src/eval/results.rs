@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::EvalError;
 pub use hash::{sha256, sha256_file, sha256_files};
-pub use journal::{Journal, journal_path, read_journals};
+pub use journal::{Journal, journal_ids, journal_path, ranks, read_journals};
 
 /// Id of an image or a question: a number in COCO and VQA files, a string in some others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -13,31 +13,49 @@ pub fn journal_path(folder: &Path, name: &str, rank: usize) -> PathBuf {
     folder.join(format!("{name}.{rank}.jsonl"))
 }
 
+/// Ranks whose file `name.RANK.extension` is in a folder, ascending.
+///
+/// # Errors
+/// [`EvalError::File`].
+pub fn ranks(folder: &Path, name: &str, extension: &str) -> Result<Vec<usize>, EvalError> {
+    let mut ranks = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(EvalError::file(folder))? {
+        let file = entry.map_err(EvalError::file(folder))?.file_name();
+        let rank = file.to_str().and_then(|file| {
+            let middle = file.strip_prefix(name)?.strip_prefix('.')?;
+            middle
+                .strip_suffix(extension)?
+                .strip_suffix('.')?
+                .parse::<usize>()
+                .ok()
+        });
+        ranks.extend(rank);
+    }
+    ranks.sort_unstable();
+    Ok(ranks)
+}
+
+/// Ids in the journals of all processes.
+///
+/// # Errors
+/// As [`read_journals`].
+pub fn journal_ids<P: Prediction>(folder: &Path, name: &str) -> Result<HashSet<Id>, EvalError> {
+    let journals = read_journals::<P>(folder, name)?;
+    Ok(journals.iter().flatten().map(|p| p.id().clone()).collect())
+}
+
 /// What the journals of all processes hold, in the order of their ranks. Only reads: a last line that is being written
 /// is left alone.
 ///
 /// # Errors
 /// [`EvalError::File`]; [`EvalError::Json`] for a damaged line before the last.
 pub fn read_journals<P: Prediction>(folder: &Path, name: &str) -> Result<Vec<Vec<P>>, EvalError> {
-    let mut ranks = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(EvalError::file(folder))? {
-        let file = entry.map_err(EvalError::file(folder))?.file_name();
-        let rank = file.to_str().and_then(|file| {
-            let middle = file
-                .strip_prefix(name)?
-                .strip_prefix('.')?
-                .strip_suffix(".jsonl")?;
-            middle.parse::<usize>().ok()
-        });
-        ranks.extend(rank);
-    }
-    ranks.sort_unstable();
     let read = |rank| {
         let path = journal_path(folder, name, rank);
         let file = File::open(&path).map_err(EvalError::file(&path))?;
         Ok(whole_lines(&file, &path)?.0)
     };
-    ranks.into_iter().map(read).collect()
+    ranks(folder, name, "jsonl")?.into_iter().map(read).collect()
 }
 
 /// The predictions in the lines that are complete, and how many bytes these are.

@@ -132,9 +132,7 @@ impl Folder {
     /// This process' journal, and what is done already, by whichever process.
     pub fn journal<P: Prediction>(&self, name: &str) -> Result<(Journal, HashSet<Id>), RunError> {
         let (journal, _) = Journal::open::<P>(&journal_path(&self.path, name, self.share.rank))?;
-        let done = results::read_journals::<P>(&self.path, name)?;
-        let done = done.iter().flatten().map(|p| p.id().clone()).collect();
-        Ok((journal, done))
+        Ok((journal, results::journal_ids::<P>(&self.path, name)?))
     }
 
     /// Notes the time spent so far, at most once a second.

@@ -224,8 +224,10 @@ impl<B: Kernels> Runner<B> {
 
     /// Pictures that a process, whichever, has noted as unreadable.
     pub fn skipped_by_any(&self) -> Result<HashSet<Id>, RunError> {
-        let journals = results::read_journals::<SkippedPicture>(&self.folder.path, "skipped")?;
-        Ok(journals.into_iter().flatten().map(|line| line.image_id).collect())
+        Ok(results::journal_ids::<SkippedPicture>(
+            &self.folder.path,
+            "skipped",
+        )?)
     }
 
     /// Encodes the pictures at `wanted` (ascending), `batch` at a time, and hands them on with their positions.

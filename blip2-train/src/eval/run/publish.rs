@@ -114,10 +114,9 @@ pub fn finish(
             what: "data set".into(),
         });
     }
-    let skipped = results::read_journals::<SkippedPicture>(folder, "skipped")?;
     let mut publisher = Publisher {
         folder: folder.to_path_buf(),
-        skipped: skipped.into_iter().flatten().map(|s| s.image_id).collect(),
+        skipped: results::journal_ids::<SkippedPicture>(folder, "skipped")?,
     };
     let start = std::time::Instant::now();
     let mut finished = match &config.task {

@@ -179,10 +179,11 @@ impl RetrievalTask {
     ) -> Result<Vec<Tensor<B, 2>>, RunError> {
         let session = &runner.session;
         let mut shared = Shared::open(&runner.folder.path, "texts", runner.effort.share)?;
-        let meter = runner.meter("texts", texts.len());
+        let total = shared.missing(0..texts.len()).len();
+        let meter = runner.meter("texts", total);
         loop {
             let missing = shared.missing(0..texts.len());
-            meter.reach((texts.len() - missing.len()) as u64);
+            meter.reach((total - missing.len()) as u64);
             let next = shared.next(&missing, runner.effort.batch);
             if next.is_empty() {
                 break;
@@ -224,14 +225,15 @@ impl RetrievalTask {
         kept: &mut Kept,
     ) -> Result<Vec<Part>, RunError> {
         let mut shared = Shared::open(&runner.folder.path, "images", runner.effort.share)?;
-        let meter = runner.meter("pictures", wanted.len());
+        let total = shared.missing(wanted.iter().copied()).len();
+        let meter = runner.meter("pictures", total);
         let mut all_bad = None;
         loop {
             let skipped = runner.skipped_by_any()?;
             let good = wanted.iter().copied();
             let good = good.filter(|&at| !skipped.contains(&runner.pictures.list[at].id));
             let missing = shared.missing(good);
-            meter.reach((wanted.len() - missing.len()) as u64);
+            meter.reach((total - missing.len()) as u64);
             let next = shared.next(&missing, runner.effort.batch);
             if next.is_empty() {
                 break;

@@ -4,15 +4,20 @@
 //! embedded yet, from the end of it, half of what is left at a time: nobody waits, neither for a slower process nor for
 //! one that was never started, and two that work on one part meet in its middle.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::store::{Part, Store, read_from};
 use crate::eval::EvalError;
+use crate::eval::results;
 use crate::eval::run::folder::Share;
 
 /// Batches that a process takes before it looks at what others have done, at the least.
 const LEAST_BATCHES: usize = 8;
+
+fn path(folder: &Path, name: &str, rank: usize) -> PathBuf {
+    folder.join(format!("{name}.{rank}.bin"))
+}
 
 /// See the module documentation.
 pub(super) struct Shared {
@@ -21,7 +26,7 @@ pub(super) struct Shared {
     share: Share,
     own: Store,
     /// Bytes read of the others' files, by rank.
-    read: BTreeMap<usize, u64>,
+    read: HashMap<usize, u64>,
     parts: Vec<Part>,
     known: HashSet<usize>,
 }
@@ -32,13 +37,13 @@ impl Shared {
     /// # Errors
     /// [`EvalError::File`].
     pub fn open(folder: &Path, name: &'static str, share: Share) -> Result<Self, EvalError> {
-        let (own, parts) = Store::open(&folder.join(format!("{name}.{}.bin", share.rank)))?;
+        let (own, parts) = Store::open(&path(folder, name, share.rank))?;
         let mut shared = Self {
             folder: folder.to_path_buf(),
             name,
             share,
             own,
-            read: BTreeMap::new(),
+            read: HashMap::new(),
             parts: Vec::new(),
             known: HashSet::new(),
         };
@@ -52,24 +57,14 @@ impl Shared {
     /// # Errors
     /// [`EvalError::File`].
     pub fn refresh(&mut self) -> Result<(), EvalError> {
-        let fault = || EvalError::file(&self.folder);
-        for entry in std::fs::read_dir(&self.folder).map_err(fault())? {
-            let entry = entry.map_err(fault())?;
-            let file = entry.file_name();
-            let rank = file.to_str().and_then(|file| {
-                let middle = file.strip_prefix(self.name)?.strip_prefix('.')?;
-                middle.strip_suffix(".bin")?.parse::<usize>().ok()
-            });
-            if let Some(rank) = rank.filter(|&rank| rank != self.share.rank) {
-                self.read.entry(rank).or_default();
-            }
-        }
         // in the order of ranks: the same whatever the order of the directory
-        for rank in self.read.keys().copied().collect::<Vec<_>>() {
-            let path = self.folder.join(format!("{}.{rank}.bin", self.name));
-            let from = self.read.get(&rank).copied().unwrap_or_default();
-            let (parts, end) = read_from(&path, from)?;
-            self.read.insert(rank, end);
+        for rank in results::ranks(&self.folder, self.name, "bin")? {
+            if rank == self.share.rank {
+                continue;
+            }
+            let read = self.read.entry(rank).or_default();
+            let (parts, end) = read_from(&path(&self.folder, self.name, rank), *read)?;
+            *read = end;
             parts.into_iter().for_each(|part| self.learn(part));
         }
         Ok(())

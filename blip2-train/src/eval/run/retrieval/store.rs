@@ -60,10 +60,9 @@ impl Store {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(path).map_err(fault())?;
-        let bytes = std::fs::read(path).map_err(fault())?;
-        let (parts, whole) = read(&bytes);
-        file.set_len(whole as u64).map_err(fault())?;
-        file.seek(SeekFrom::Start(whole as u64)).map_err(fault())?;
+        let (parts, end) = read_from(path, 0)?;
+        file.set_len(end).map_err(fault())?;
+        file.seek(SeekFrom::Start(end)).map_err(fault())?;
         let path = path.to_path_buf();
         Ok((Self { path, file }, parts))
     }
@@ -83,7 +82,7 @@ impl Store {
     }
 }
 
-/// The good records of another process' file from byte `from` on, and where they end.
+/// The good records of a file from byte `from` on, and where they end.
 ///
 /// # Errors
 /// [`EvalError::File`].
