@@ -7,6 +7,7 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod direct;
+mod mat;
 mod pack;
 mod tile;
 
@@ -15,8 +16,8 @@ use std::cell::RefCell;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use pack::{Element, Form, Mat};
-use pack::{pack, pack_rows};
+pub use mat::{Element, Form, Mat};
+use pack::{pack_panels, pack_rows};
 use tile::{Args, Tiles};
 
 use crate::act::{self, Act};
@@ -223,6 +224,9 @@ fn each(tasks: usize, threads: usize, task: impl Fn(usize) + Send + Sync) {
     }
 }
 
+/// Panels of the left factor that are packed together.
+const LEFT: usize = 4;
+
 /// Packs all of the left factor: blocks along the contraction, in them panels of rows.
 fn pack_left<A: Element>(a: Mat<'_, A>, tiles: &Tiles, left: &mut [u32], parallel: bool) {
     let (m, k) = (a.rows, a.columns);
@@ -234,20 +238,30 @@ fn pack_left<A: Element>(a: Mat<'_, A>, tiles: &Tiles, left: &mut [u32], paralle
         let steps = tiles.steps(depth);
         let (block, tail) = rest.split_at_mut(m * steps);
         rest = tail;
-        let panel = |(i, out): (usize, &mut [u32])| {
-            let rows = tiles.rows.min(m - i * tiles.rows);
-            let (depth, range) = ([from, depth], [i * tiles.rows, rows]);
+        let rows_each = LEFT * tiles.rows;
+        let group = |(i, out): (usize, &mut [u32])| {
+            let (first, rows) = (i * rows_each, rows_each.min(m - i * rows_each));
+            let depth = [from, depth];
             if tiles.group > 1 {
-                pack_rows(a, depth, range, tiles.group, out);
+                pack_rows(a, depth, [first, rows], [tiles.rows, tiles.group], out);
             } else {
-                pack(transposed, depth, range, rows, tiles.pairs, out);
+                pack_panels(
+                    transposed,
+                    depth,
+                    [first, rows],
+                    [tiles.rows, 1],
+                    tiles.pairs,
+                    out,
+                );
             }
         };
         if parallel && m * depth > 1 << 16 {
-            let chunks = block.par_chunks_mut(tiles.rows * steps);
-            chunks.enumerate().with_min_len(4).for_each(panel);
+            block
+                .par_chunks_mut(rows_each * steps)
+                .enumerate()
+                .for_each(group);
         } else {
-            block.chunks_mut(tiles.rows * steps).enumerate().for_each(panel);
+            block.chunks_mut(rows_each * steps).enumerate().for_each(group);
         }
     }
 }
@@ -286,12 +300,9 @@ impl Block {
             for from in (0..k).step_by(block) {
                 let depth = block.min(k - from);
                 let steps = tiles.steps(depth);
-                for j in (0..columns).step_by(panel) {
-                    let here = panel.min(columns - j);
-                    let width = here.next_multiple_of(tiles.lanes);
-                    let out = &mut right[j * steps..(j + width) * steps];
-                    pack(b, [from, depth], [first + j, here], width, tiles.pairs, out);
-                }
+                let packed = &mut right[..columns.next_multiple_of(tiles.lanes) * steps];
+                let panels = [panel, tiles.lanes];
+                pack_panels(b, [from, depth], [first, columns], panels, tiles.pairs, packed);
                 let last_block = from + depth == k;
                 for i in (row..row + rows).step_by(tiles.rows) {
                     let height = tiles.rows.min(row + rows - i);

@@ -1,135 +1,46 @@
 //! Panels: both factors copied once into the order in which the tiles read them. A panel holds u32 words:
 //! the bits of one f32, or of two bf16 that follow each other along the contraction.
 
-use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
-/// Matrix with strides; element `(i, j)` is `data[i * row_stride + j * column_stride]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Mat<'a, T> {
-    /// Starts at element `(0, 0)`.
-    pub data: &'a [T],
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub columns: usize,
-    /// Distance of rows.
-    pub row_stride: usize,
-    /// Distance of columns.
-    pub column_stride: usize,
-}
-
-impl<'a, T> Mat<'a, T> {
-    /// Row-major without gaps.
-    ///
-    /// # Panics
-    /// If the slice is too short.
-    pub fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
-        Self::strided(data, [rows, columns], [columns, 1])
-    }
-
-    /// With strides.
-    ///
-    /// # Panics
-    /// If the slice does not reach the last element.
-    pub fn strided(
-        data: &'a [T],
-        [rows, columns]: [usize; 2],
-        [row_stride, column_stride]: [usize; 2],
-    ) -> Self {
-        let empty = rows == 0 || columns == 0;
-        assert!(
-            empty || (rows - 1) * row_stride + (columns - 1) * column_stride < data.len(),
-            "a matrix that leaves its slice"
-        );
-        Self {
-            data,
-            rows,
-            columns,
-            row_stride,
-            column_stride,
-        }
-    }
-
-    /// Rows and columns exchanged; nothing moves.
-    pub fn transposed(self) -> Self {
-        Self {
-            data: self.data,
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
-    }
-}
-
-/// How a vector of stored scalars becomes one of f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// It is one.
-    F32,
-    /// Upper half of an f32.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-/// A scalar that can be packed either way.
-pub trait Element: Copy + Sync + Send {
-    /// What is stored.
-    const FORM: Form;
-    /// As f32.
-    fn wide(self) -> f32;
-    /// As bf16, rounded to nearest even.
-    fn narrow(self) -> u16;
-}
-
-impl Element for f32 {
-    const FORM: Form = Form::F32;
-
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    fn narrow(self) -> u16 {
-        let bits = self.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        // rounding could carry a NaN into infinity
-        let kept = if self.is_nan() { bits | 0x40_0000 } else { rounded };
-        (kept >> 16) as u16
-    }
-}
-
-impl Element for bf16 {
-    const FORM: Form = Form::Bf16;
-
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-    #[inline(always)]
-    fn narrow(self) -> u16 {
-        self.to_bits()
-    }
-}
-
-impl Element for f16 {
-    const FORM: Form = Form::F16;
-
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        self.to_f32()
-    }
-    #[inline(always)]
-    fn narrow(self) -> u16 {
-        self.to_f32().narrow()
-    }
-}
+use super::mat::{Element, Mat};
+#[cfg(target_arch = "x86_64")]
+use vectors::{copy_rows, pack_lines};
 
 /// Steps handled at a time where the source runs along the contraction: the strided writes then stay in L1.
 const BLOCK: usize = 16;
 
-/// Packs columns `first..first + out_columns` of rows `from..from + depth` of `m` (rows run along the
+/// Packs columns `first..first + columns` of rows `from..from + depth` of `m` (rows run along the contraction) as panels
+/// of `panel` columns one after the other, each as [`pack`] does; the last is as wide as what is left, rounded up to
+/// `lanes`.
+pub(super) fn pack_panels<T: Element>(
+    m: Mat<'_, T>,
+    [from, depth]: [usize; 2],
+    [first, columns]: [usize; 2],
+    [panel, lanes]: [usize; 2],
+    pairs: bool,
+    out: &mut [u32],
+) {
+    let steps = out.len() / columns.next_multiple_of(lanes);
+    let per_step = if pairs { 2 } else { 1 };
+    // where the source runs across the panels, a few of its lines at a time go to all of them: one panel alone would
+    // touch a page for every step and leave most of it for later
+    let block = if m.row_stride == 1 { steps } else { BLOCK };
+    for start in (0..steps).step_by(block) {
+        let end = (start + block).min(steps);
+        let filled = depth.saturating_sub(start * per_step).min(block * per_step);
+        for j in (0..columns).step_by(panel) {
+            let here = panel.min(columns - j);
+            let width = here.next_multiple_of(lanes);
+            let out = &mut out[j * steps + start * width..j * steps + end * width];
+            let source = [from + start * per_step, filled];
+            pack(m, source, [first + j, here], width, pairs, out);
+        }
+    }
+}
+
+/// Packs columns `first..first + columns` of rows `from..from + depth` of `m` (rows run along the
 /// contraction) as `[steps][width]`, zero where `width` exceeds the columns and where `out` has more steps than
 /// `depth` fills.
 ///
@@ -182,7 +93,16 @@ pub(super) fn pack<T: Element>(
         return;
     }
     let at = |i: usize, j: usize| m.data[(from + i) * m.row_stride + (first + j) * m.column_stride];
-    for (p, out) in out.chunks_exact_mut(width).enumerate() {
+    #[cfg(target_arch = "x86_64")]
+    let done = if m.column_stride == 1 && !pairs && steps > 0 {
+        let start = from * m.row_stride + first;
+        copy_rows(&m.data[start..], m.row_stride, [steps, columns], width, out)
+    } else {
+        0
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    for (p, out) in out.chunks_exact_mut(width).enumerate().skip(done) {
         if m.column_stride == 1 && !pairs {
             let start = (from + p) * m.row_stride + first;
             for (out, &x) in out.iter_mut().zip(&m.data[start..start + columns]) {
@@ -234,10 +154,24 @@ fn words<T: Element>(low: &[T], high: &[T], out: &mut [u32]) {
     body(low, high, out);
 }
 
-/// Packs `rows` rows from `first` of `m` (columns run along the contraction, `from..from + depth` of them) as
-/// `[steps / group][rows][group]` pairs, zero where `out` has more steps than `depth` fills: the left factor of
-/// tile registers.
+/// Packs `rows` rows from `first` of `m` (columns run along the contraction, `from..from + depth` of them) as panels of
+/// `panel` rows, each `[steps / group][rows][group]` pairs, zero where `out` has more steps than `depth` fills: the left
+/// factor of tile registers.
 pub(super) fn pack_rows<T: Element>(
+    m: Mat<'_, T>,
+    [from, depth]: [usize; 2],
+    [first, rows]: [usize; 2],
+    [panel, group]: [usize; 2],
+    out: &mut [u32],
+) {
+    let steps = out.len() / rows;
+    for (i, out) in out.chunks_mut(panel * steps).enumerate() {
+        let rows = [first + i * panel, panel.min(rows - i * panel)];
+        pack_row_panel(m, [from, depth], rows, group, out);
+    }
+}
+
+fn pack_row_panel<T: Element>(
     m: Mat<'_, T>,
     [from, depth]: [usize; 2],
     [first, rows]: [usize; 2],
@@ -268,65 +202,77 @@ pub(super) fn pack_rows<T: Element>(
     }
 }
 
-/// The vector form of packing from lines along the contraction: as many whole blocks of 16 steps by 8 columns as
-/// there are. Says how many steps and columns that was.
-#[cfg(target_arch = "x86_64")]
-fn pack_lines<T: Element>(
-    data: &[T],
-    line: usize,
-    [steps, columns]: [usize; 2],
-    width: usize,
-    pairs: bool,
-    out: &mut [u32],
-) -> [usize; 2] {
-    use crate::level::Level;
-    use crate::simd::{Avx2, Simd, transpose8};
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
 
-    let done = [steps / BLOCK * BLOCK, columns / 8 * 8];
-    if Level::detect() < Level::Avx2 || (pairs && T::FORM != Form::Bf16) || done.contains(&0) {
-        return [0, 0];
+    use super::*;
+
+    /// The word that belongs at a step of a column, from the definition.
+    fn expected<T: Element>(
+        m: Mat<'_, T>,
+        [from, depth]: [usize; 2],
+        step: usize,
+        j: usize,
+        pairs: bool,
+    ) -> u32 {
+        let at = |p: usize| m.data[(from + p) * m.row_stride + j * m.column_stride];
+        match (pairs, step) {
+            (false, p) if p < depth => at(p).wide().to_bits(),
+            (true, p) if 2 * p < depth => word(at(2 * p), (2 * p + 1 < depth).then(|| at(2 * p + 1))),
+            _ => 0,
+        }
     }
-    let per_step = if pairs { 2 } else { 1 };
-    assert!((columns - 1) * line + steps * per_step <= data.len() && steps * width <= out.len());
 
-    /// # Safety
-    /// AVX2; all blocks lie inside both slices.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn blocks<T: Element, const WIDEN: bool>(
-        data: *const T,
-        line: usize,
-        done: [usize; 2],
-        width: usize,
-        per_step: usize,
-        out: *mut u32,
-    ) {
-        for start in (0..done[0]).step_by(8) {
-            for j in (0..done[1]).step_by(8) {
-                // SAFETY: the caller checked both ends
-                unsafe {
-                    let rows = std::array::from_fn(|i| {
-                        let x = data.add((j + i) * line + start * per_step);
-                        match T::FORM {
-                            Form::Bf16 if WIDEN => Avx2::load_bf16(x.cast()),
-                            Form::F16 => Avx2::load_f16(x.cast()),
-                            // one f32, or a pair of bf16 as one word
-                            _ => Avx2::load(x.cast()),
+    fn every_panel<T: Element>(of: impl Fn(usize) -> T) {
+        let (rows, total) = (70, 61);
+        let data: Vec<T> = (0..2 * rows * total).map(of).collect();
+        let strides = [[total, 1], [1, rows], [2 * total, 2], [2, 2 * rows]];
+        for m in strides.map(|strides| Mat::strided(&data, [rows, total], strides)) {
+            for [from, depth] in [[0usize, 1usize], [3, 15], [1, 33], [6, 64]] {
+                // panels of the left factor are as wide as they are, those of the right one whole vectors
+                for [panel, lanes] in [[6, 1], [8, 1], [4, 1], [8, 8], [16, 8], [48, 16]] {
+                    for [first, columns] in [[0, 61usize], [5, 2], [1, 13], [10, 32]] {
+                        for (pairs, group) in [(false, 1), (true, 1), (true, 16)] {
+                            let steps = depth.div_ceil(if pairs { 2 } else { 1 }).next_multiple_of(group);
+                            let mut out = vec![7; steps * columns.next_multiple_of(lanes)];
+                            pack_panels(
+                                m,
+                                [from, depth],
+                                [first, columns],
+                                [panel, lanes],
+                                pairs,
+                                &mut out,
+                            );
+                            let mut words = out.iter();
+                            for j in (0..columns).step_by(panel) {
+                                let here = panel.min(columns - j);
+                                for step in 0..steps {
+                                    for c in 0..here.next_multiple_of(lanes) {
+                                        let want = match c < here {
+                                            true => expected(m, [from, depth], step, first + j + c, pairs),
+                                            false => 0,
+                                        };
+                                        assert_eq!(
+                                            words.next(),
+                                            Some(&want),
+                                            "{panel} {lanes} {step} {j} {c}"
+                                        );
+                                    }
+                                }
+                            }
+                            assert_eq!(words.next(), None);
                         }
-                    });
-                    for (i, row) in transpose8(rows).into_iter().enumerate() {
-                        Avx2::store(out.add((start + i) * width + j).cast(), row);
                     }
                 }
             }
         }
     }
-    // SAFETY: detected; the assertion covers the last element read and written
-    unsafe {
-        if pairs {
-            blocks::<T, false>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
-        } else {
-            blocks::<T, true>(data.as_ptr(), line, done, width, per_step, out.as_mut_ptr());
-        }
+
+    #[test]
+    fn panels_hold_what_their_definition_says() {
+        every_panel(|i| i as f32 + 0.3);
+        every_panel(|i| bf16::from_f32(i as f32));
+        every_panel(|i| f16::from_f32(i as f32 / 7.0));
     }
-    done
 }
