@@ -150,7 +150,8 @@ def main():
                 pictures += [styles[style] for style in pair]
                 labels += [label, label]
         images = varied(torch.stack(pictures) / 255)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        # slower than f32 where the processor has no instruction for it
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             tokens = encode(weights, images)
         # some patches alone, others for every picture: the Q-Former may look at any of them
         count = order.randrange(1, 7)

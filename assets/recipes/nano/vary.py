@@ -1,11 +1,11 @@
 """Writes varied copies of the training pictures as shards: moved, stretched and recoloured a little, as in align.py.
 
     pip install torch numpy pillow safetensors
-    python assets/recipes/nano/vary.py --out runs/nano/varied [--copies 2] [--distort 0.2] [--seed 1]
+    python assets/recipes/nano/vary.py --out runs/nano/varied [--copies 2] [--distort 0.2] [--seed 1] [--concepts train]
 
 Features of the frozen encoder are computed once and stored, so the variety that augmentation brings must be on disk
 before. Without it the Q-Former learns 9,428 pictures by heart. `--distort P` applies each of distort.py's distortions as
-well, with probability P.
+well, with probability P. `--concepts train` leaves out the held-out concepts.
 """
 
 import argparse
@@ -43,12 +43,13 @@ def main():
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--distort", type=float, default=0.0, metavar="P")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--concepts", choices=("all", "train"), default="all")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     os.makedirs(options.out, exist_ok=True)
     for style in align.STYLES:
-        files = dict(members(style))
+        files = dict(members(style, ("train", "held") if options.concepts == "all" else ("train",)))
         pictures = [name for name in files if name.endswith(".png")]
         path = os.path.join(options.out, f"{style}.tar")
         with tarfile.open(path + ".part", "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -38,7 +38,7 @@ pub enum GenerateError {
     /// The rules left no token to choose.
     #[error(
         "every token is banned for prompt {row} at new token {step}; \
-         relax `no_repeat_ngram_size` or `min_new_tokens`"
+         relax `no_repeat_ngram_size`, `min_new_tokens` or the banned words and tokens"
     )]
     NothingLeft {
         /// Prompt in the batch.

@@ -82,6 +82,15 @@ pub struct GenerateOptions {
     pub repetition_penalty: f64,
     /// Every sequence of this many tokens may occur once; 0 switches the rule off.
     pub no_repeat_ngram_size: usize,
+    /// Sequences of tokens that may not occur; `[[7], [3, 4]]` bans token 7, and 4 after 3.
+    #[serde(deserialize_with = "list")]
+    pub bad_words_ids: Vec<Vec<i64>>,
+    /// Tokens that may not occur.
+    #[serde(deserialize_with = "list")]
+    pub suppress_tokens: Vec<i64>,
+    /// Tokens with which the new text may not begin.
+    #[serde(deserialize_with = "list")]
+    pub begin_suppress_tokens: Vec<i64>,
     /// Draw from the distribution instead of taking its maximum.
     pub do_sample: bool,
     /// Divides the scores before sampling.
@@ -115,6 +124,9 @@ impl Default for GenerateOptions {
             early_stopping: EarlyStopping::default(),
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
+            bad_words_ids: Vec::new(),
+            suppress_tokens: Vec::new(),
+            begin_suppress_tokens: Vec::new(),
             do_sample: false,
             temperature: 1.0,
             top_k: 50,
@@ -126,6 +138,11 @@ impl Default for GenerateOptions {
             decoder_start_token_id: None,
         }
     }
+}
+
+/// A list; files may write null for an empty one.
+fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<i64>, D::Error> {
@@ -155,7 +172,9 @@ impl GenerateOptions {
 
     /// Whether the rules that look at earlier tokens are active.
     pub(super) fn reads_history(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.no_repeat_ngram_size > 0
+        self.repetition_penalty != 1.0
+            || self.no_repeat_ngram_size > 0
+            || self.bad_words_ids.iter().any(|word| word.len() > 1)
     }
 
     /// Refuses values that no search could honour.
@@ -170,6 +189,9 @@ impl GenerateOptions {
         in_range("length_penalty", self.length_penalty, true, "any number")?;
         let share = (0.0..=1.0).contains(&self.top_p);
         in_range("top_p", self.top_p, share, "between 0 and 1")?;
+        if let Some(index) = self.bad_words_ids.iter().position(Vec::is_empty) {
+            return Err(OptionsError::EmptyBadWord { index });
+        }
         if self.min_new_tokens > self.max_new_tokens {
             return Err(OptionsError::MinAboveMax {
                 min_new_tokens: self.min_new_tokens,
@@ -263,10 +285,16 @@ pub enum OptionsError {
     },
     /// A repetition rule on an encoder-decoder model whose start token is unknown.
     #[error(
-        "`repetition_penalty` and `no_repeat_ngram_size` need `decoder_start_token_id` \
-         on an encoder-decoder model; set it (T5: 0)"
+        "`repetition_penalty`, `no_repeat_ngram_size` and `bad_words_ids` of several tokens need \
+         `decoder_start_token_id` on an encoder-decoder model; set it (T5: 0)"
     )]
     NoDecoderStart,
+    /// A banned sequence without tokens.
+    #[error("entry {index} of `bad_words_ids` is empty; leave it out")]
+    EmptyBadWord {
+        /// Position in the list.
+        index: usize,
+    },
     /// Not one of the three forms.
     #[error("`early_stopping` is `{found}`; it must be false, true or \"never\"")]
     EarlyStopping {
@@ -331,6 +359,14 @@ mod tests {
         assert_eq!(
             check(|o| o.repetition_penalty = 1.2),
             OptionsError::NoDecoderStart
+        );
+        assert_eq!(
+            check(|o| o.bad_words_ids = vec![vec![4, 5]]),
+            OptionsError::NoDecoderStart
+        );
+        assert_eq!(
+            check(|o| o.bad_words_ids = vec![vec![4], vec![]]),
+            OptionsError::EmptyBadWord { index: 1 }
         );
     }
 

@@ -29,11 +29,14 @@ impl Preset {
             (Self::Lavis, false) => GenerateOptions::lavis_caption(architecture),
             (Self::Lavis, true) => GenerateOptions::lavis_vqa(architecture),
         };
-        // which tokens begin, end and fill belongs to the checkpoint, not to a preset
+        // which tokens begin, end, fill and never come belongs to the checkpoint, not to a preset
         if let (Self::Lavis, Some(stored)) = (self, stored) {
             options.eos_token_ids = stored.eos_token_ids.clone();
             options.pad_token_id = stored.pad_token_id;
             options.decoder_start_token_id = stored.decoder_start_token_id;
+            options.bad_words_ids = stored.bad_words_ids.clone();
+            options.suppress_tokens = stored.suppress_tokens.clone();
+            options.begin_suppress_tokens = stored.begin_suppress_tokens.clone();
         }
         options
     }

@@ -1,6 +1,7 @@
 //! Rules that change scores before a token is chosen, in the order of
 //! `GenerationMixin._get_logits_processor` (`transformers/generation/{utils,logits_process}.py`):
-//! repetition penalty, no-repeat-ngram, minimum length; then, when sampling, temperature, top-k, top-p.
+//! repetition penalty, no-repeat-ngram, bad words, minimum length, suppressed tokens; then, when sampling,
+//! temperature, top-k, top-p.
 //!
 //! Greedy search and sampling apply them to logits, a beam search to log-probabilities.
 //!
@@ -35,8 +36,13 @@ impl<'a> Processors<'a> {
         if options.no_repeat_ngram_size > 0 {
             no_repeat_ngram(row, history, options.no_repeat_ngram_size);
         }
+        bad_words(row, history, &options.bad_words_ids, &options.eos_token_ids);
         if new_tokens < options.min_new_tokens {
             ban(row, options.eos_token_ids.iter().copied());
+        }
+        ban(row, options.suppress_tokens.iter().copied());
+        if new_tokens == 0 {
+            ban(row, options.begin_suppress_tokens.iter().copied());
         }
         if options.do_sample {
             self.warp(row);
@@ -87,6 +93,17 @@ pub fn no_repeat_ngram(row: &mut [f32], history: &[i64], size: usize) {
         .filter(|ngram| &ngram[..size - 1] == tail)
         .map(|ngram| ngram[size - 1]);
     ban(row, repeats);
+}
+
+/// Bans the last token of every sequence in `words` whose others end `history`. As in transformers, an end token alone
+/// is not a word, and a sequence counts once `history` is at least as long as all of it.
+pub fn bad_words(row: &mut [f32], history: &[i64], words: &[Vec<i64>], ends: &[i64]) {
+    let completed = words.iter().filter_map(|word| match word.as_slice() {
+        [] => None,
+        [token] => (!ends.contains(token)).then_some(*token),
+        [start @ .., last] => (history.len() > start.len() && history.ends_with(start)).then_some(*last),
+    });
+    ban(row, completed);
 }
 
 /// Sets the score of `tokens` to negative infinity.
@@ -189,6 +206,37 @@ mod tests {
             assert_eq!(row.iter().filter(|x| **x == 0.0).count(), kept);
             assert_eq!(row[4], 0.0);
         }
+    }
+
+    #[test]
+    fn bad_words_ban_their_last_token() {
+        let words = [vec![0], vec![3], vec![1, 2], vec![4, 1, 5], vec![]];
+        let banned = |history: &[i64]| {
+            let mut row = [0.0; 6];
+            bad_words(&mut row, history, &words, &[3]);
+            (0..6).filter(|&i| row[i] == BANNED).collect::<Vec<_>>()
+        };
+        assert_eq!(banned(&[]), [0]);
+        assert_eq!(banned(&[1]), [0]);
+        assert_eq!(banned(&[4, 1]), [0, 2]);
+        assert_eq!(banned(&[7, 4, 1]), [0, 2, 5]);
+        assert_eq!(banned(&[4, 1, 7]), [0]);
+    }
+
+    #[test]
+    fn suppressed_tokens_at_the_beginning_and_anywhere() {
+        let options = GenerateOptions {
+            suppress_tokens: vec![1, 99, -1],
+            begin_suppress_tokens: vec![3],
+            ..Default::default()
+        };
+        let at = |new_tokens| {
+            let mut row = [0.0; 4];
+            Processors::new(&options).apply(&[7, 8], new_tokens, &mut row);
+            row
+        };
+        assert_eq!(at(0), [0.0, BANNED, 0.0, BANNED]);
+        assert_eq!(at(1), [0.0, BANNED, 0.0, 0.0]);
     }
 
     #[test]
