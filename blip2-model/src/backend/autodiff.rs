@@ -6,7 +6,7 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorMetadata};
+use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 
 use super::{unwrap, wrap};
 use crate::nn::gradients::sum_rows;
@@ -92,6 +92,19 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             },
         );
         if learns { act.apply(y) } else { y }
+    }
+
+    fn embed(table: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        let table = unwrap(table);
+        let values: Tensor<B, 2> = wrap(table.primitive.clone());
+        let ids: Tensor<B, 2, Int> = Tensor::from_primitive(ids.into_primitive());
+        let (rows, dtype) = (values.dims()[0], values.dtype());
+        let y = unwrap(B::embed(values, ids.clone()));
+        let node = EmbeddingNode.prepare::<C>([table.node.clone()]);
+        wrap(match node.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(EmbeddingState { ids, rows, dtype }, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        })
     }
 
     fn layer_norm_f32<const D: usize>(
@@ -212,6 +225,31 @@ impl<B: Kernels> Backward<B, 3> for LinearNode {
         }
         if let Some(parent) = to_x {
             grads.register::<B>(parent.id, unwrap(B::linear_input_grad(grad, wrap(weight))));
+        }
+    }
+}
+
+/// What the backward pass of a look-up needs of the table, and which rows it was.
+#[derive(Clone, Debug)]
+struct EmbeddingState<B: Backend> {
+    ids: Tensor<B, 2, Int>,
+    rows: usize,
+    dtype: DType,
+}
+
+#[derive(Debug)]
+struct EmbeddingNode;
+
+impl<B: Kernels> Backward<B, 1> for EmbeddingNode {
+    type State = EmbeddingState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let EmbeddingState { ids, rows, dtype } = ops.state;
+        let grad: Tensor<B, 3> = wrap(grads.consume::<B>(&ops.node));
+        let [parent] = ops.parents;
+        if let Some(parent) = parent {
+            let table = B::embed_grad(grad.flatten(0, 1), ids.flatten(0, 1), rows);
+            grads.register::<B>(parent.id, unwrap(as_dtype(table, dtype)));
         }
     }
 }

@@ -8,14 +8,14 @@ use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
 use blip2_kernels::{Act, act, norm};
 use burn::tensor::quantization::{QTensorPrimitive, QuantScheme, QuantStore, QuantValue};
-use burn::tensor::{Bytes, DType, Element, Tensor, TensorData, TensorPrimitive, bf16, f16};
+use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, TensorPrimitive, bf16, f16};
 use burn_flex::{FlexQTensor, FlexTensor, Layout};
 
 use super::SelectDevice;
 use crate::nn::gradients::{self, NormGradients};
 use crate::nn::kernels::{
-    Scores, WeightBits, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, host_mask,
-    layer_norm_by_tensor_ops, linear_by_matmul, rms_norm_by_tensor_ops,
+    Scores, WeightBits, as_dtype, attend_by_tensor_ops, cache_write_by_tensor_ops, embed_grad_by_tensor_ops,
+    host_mask, layer_norm_by_tensor_ops, linear_by_matmul, rms_norm_by_tensor_ops,
 };
 use crate::nn::{Activation, Kernels};
 
@@ -365,6 +365,28 @@ impl Kernels for Flex {
         let (grad, x) = (grad.into_primitive().tensor(), x.into_primitive().tensor());
         let dw = gemm::matmul(matrix(&grad).transposed(), matrix::<f32>(&x), Epilogue::NONE);
         tensor(dw, dims)
+    }
+
+    fn embed_grad(grad: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>, rows: usize) -> Tensor<Self, 2> {
+        if !is_f32(&grad) {
+            return embed_grad_by_tensor_ops(grad, ids, rows);
+        }
+        let width = grad.dims()[1];
+        let grad = dense(grad);
+        // zeroed by the allocator, which has untouched pages for nothing
+        let mut table = vec![0.0; rows * width];
+        for (row, id) in grad
+            .storage::<f32>()
+            .chunks_exact(width.max(1))
+            .zip(ids.into_data().iter::<i64>())
+        {
+            let at = id as usize * width;
+            table[at..at + width]
+                .iter_mut()
+                .zip(row)
+                .for_each(|(sum, x)| *sum += x);
+        }
+        tensor(table, [rows, width])
     }
 
     fn attend_scores(

@@ -2,12 +2,12 @@
 
 use blip2_kernels::level::rounds_inputs;
 use burn::backend::Autodiff;
-use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+use burn::tensor::{DType, Distribution, Int, Tensor, backend::Backend};
 
 use super::{Flex, NdArray};
 use crate::nn::kernels::{
-    Scores, WeightBits, as_dtype, attend_by_tensor_ops, layer_norm_by_tensor_ops, linear_by_matmul,
-    rms_norm_by_tensor_ops,
+    Scores, WeightBits, as_dtype, attend_by_tensor_ops, embed_grad_by_tensor_ops, layer_norm_by_tensor_ops,
+    linear_by_matmul, rms_norm_by_tensor_ops,
 };
 use crate::nn::{Activation, Kernels};
 
@@ -62,6 +62,28 @@ fn linear_maps_in_every_form() {
         let got = Flex::linear_act(x, turned.transpose(), None, Activation::Identity);
         close(got, want, 3e-6, "weight seen through its transpose");
     }
+}
+
+#[test]
+fn gradients_of_a_table_add_up_where_rows_repeat() {
+    let ids = [[3, 0, 3], [6, 3, 0]];
+    let values: Tensor<Flex, 2> = random([7, 5]);
+    let factors: Tensor<Flex, 3> = random([2, 3, 5]);
+    let ids_of = Tensor::<Autodiff<Flex>, 2, Int>::from_ints;
+    let table = Tensor::<Autodiff<Flex>, 2>::from_inner(values.clone()).require_grad();
+    let rows = Autodiff::<Flex>::embed(table.clone(), ids_of(ids, &Default::default()));
+    let want = values.select(0, Tensor::from_ints([3, 0, 3, 6, 3, 0], &Default::default()));
+    close(rows.clone().inner(), want.reshape([2, 3, 5]), 0.0, "rows");
+    let grads = (rows * Tensor::from_inner(factors.clone())).sum().backward();
+    let got = table.grad(&grads).expect("the table learns");
+    // the same sums in the same order
+    let flat = factors.reshape([6, 5]);
+    let want = embed_grad_by_tensor_ops(
+        flat,
+        Tensor::from_ints([3, 0, 3, 6, 3, 0], &Default::default()),
+        7,
+    );
+    close(got, want, 0.0, "gradient");
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl<B: Kernels> Embedding<B> {
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let table = self.weight.val();
         let dtype = B::compute_dtype(table.dtype());
-        as_dtype(burn::tensor::module::embedding(table, ids), dtype)
+        as_dtype(B::embed(table, ids), dtype)
     }
 
     /// The table as an output layer: `[.., D] -> [.., V]` (tied language-model head).

@@ -5,7 +5,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::quantization::{QuantLevel, QuantScheme, QuantValue};
-use burn::tensor::{DType, Distribution, Tensor, TensorData, activation, backend::Backend};
+use burn::tensor::{
+    DType, Distribution, IndexingUpdateOp, Int, Tensor, TensorData, activation, backend::Backend,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -130,6 +132,17 @@ pub trait Kernels: Backend {
     /// Gradient of `x W^T` with respect to `W`: `grad [M, out]`, `x [M, in]` -> `[out, in]`.
     fn linear_weight_grad(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
         Self::matmul(grad.transpose(), x)
+    }
+
+    /// Rows `ids [B, T]` of `table [V, D]` -> `[B, T, D]`.
+    fn embed(table: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        burn::tensor::module::embedding(table, ids)
+    }
+
+    /// Gradient of [`embed`](Self::embed) with respect to the table of `rows` rows: the rows of `grad [N, D]`
+    /// added where `ids [N]` say -> `[rows, D]`.
+    fn embed_grad(grad: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>, rows: usize) -> Tensor<Self, 2> {
+        embed_grad_by_tensor_ops(grad, ids, rows)
     }
 
     /// Layer norm over the last axis in f32; output in the dtype of `x`.
@@ -281,6 +294,16 @@ pub fn cache_write_by_tensor_ops<B: Backend>(
 ) -> Tensor<B, 4> {
     let [batch, heads, len, width] = new.dims();
     cache.slice_assign([0..batch, 0..heads, at..at + len, 0..width], new)
+}
+
+/// The plain form of [`Kernels::embed_grad`].
+pub fn embed_grad_by_tensor_ops<B: Backend>(
+    grad: Tensor<B, 2>,
+    ids: Tensor<B, 1, Int>,
+    rows: usize,
+) -> Tensor<B, 2> {
+    let table = Tensor::zeros([rows, grad.dims()[1]], (&grad.device(), grad.dtype()));
+    table.select_assign(0, ids, grad, IndexingUpdateOp::Add)
 }
 
 /// The plain form of [`Kernels::linear_act`].
