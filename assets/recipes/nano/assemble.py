@@ -86,6 +86,10 @@ def main():
         )
     with open(os.path.join(runs, "captions", "export", "generation_config.json"), encoding="utf-8") as file:
         generation = json.load(file) | {"max_new_tokens": 20, "num_beams": 5, "length_penalty": 0.0}
+    # the language model has read questions before answers, and would now and then begin a caption with one
+    with open(os.path.join(HERE, "tokenizers/language/vocab.json"), encoding="utf-8") as file:
+        vocab = json.load(file)
+    generation["begin_suppress_tokens"] = [vocab["Question"], vocab["ĠQuestion"]]
     dump(generation, os.path.join(nano, "generation_config.json"))
 
 

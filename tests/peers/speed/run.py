@@ -1,6 +1,6 @@
 """Speed and memory against transformers on torch: same random checkpoint, same inputs, alternating in one run.
 
-    python run.py [--threads N] [--rounds 5] [--measure wall|cpu] [--keep FOLDER] [--only NAME]
+    python run.py [--threads N] [--rounds 5] [--measure wall|cpu] [--keep FOLDER] [--only NAME] [--case NAME]
 
 needs the packages of requirements.txt and our worker, `cargo build --release --example peer_speed`. `run.sh` does
 all of it. Writes results/speed.md, results/speed.svg and results/speed.json.
@@ -285,6 +285,7 @@ def main():
     parser.add_argument("--backend", default="flex", help="ours; the worker must be built with that feature")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="theirs")
     parser.add_argument("--only", help="tasks whose name contains this")
+    parser.add_argument("--case", help="tables whose title contains this")
     parser.add_argument("--keep", type=Path, help="folder for the random checkpoints, kept for the next run")
     parser.add_argument("--worker", type=Path, default=ROOT / "target/release/examples/peer_speed")
     parser.add_argument("--blip2", type=Path, default=ROOT / "target/release/blip2")
@@ -298,13 +299,14 @@ def main():
     base = args.keep or Path(tempfile.mkdtemp(prefix="peer-speed-"))
     base.mkdir(parents=True, exist_ok=True)
     results = []
-    for case in cases(args.layers):
+    for case in (case for case in cases(args.layers) if not args.case or args.case in case[0]):
         print(case[0], file=sys.stderr, flush=True)
         rows = compare(checkpoint(base, case[1], args.layers), case, args)
         results += [{"title": case[0], "rows": rows}] if rows else []
     folder = checkpoint(base, "opt-2.7b", args.layers)
     picture = str(sorted(PICTURES.glob("*.jpg"))[0])
-    if args.blip2.exists() and not args.only:
+    partial = args.only or args.case
+    if args.blip2.exists() and not partial:
         ours = [str(args.blip2), "caption", "--model", str(folder), "--dtype", "bf16", "--prompt", "a photo of", picture]
         theirs = [sys.executable, str(HERE / "torch_caption.py"), str(folder), picture]
         pairs = [(first_caption(ours, args.threads), first_caption(theirs, args.threads)) for _ in range(args.rounds)]
@@ -317,7 +319,7 @@ def main():
     contents = {"md": markdown(results, args), "svg": svg(results), "json": json.dumps(record, indent=2) + "\n"}
     for kind, content in contents.items():
         (args.results / f"{STEMS[args.layers == 0]}.{kind}").write_text(content)
-    if not args.only:
+    if not partial:
         readme(args.results)
     print(markdown(results, args))
 
