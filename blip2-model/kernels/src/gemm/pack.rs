@@ -270,6 +270,32 @@ mod tests {
     }
 
     #[test]
+    fn panels_of_tile_rows_hold_what_their_definition_says() {
+        let (rows, total, panel, group) = (37, 70, 32, 16);
+        let data: Vec<bf16> = (0..rows * total).map(|i| bf16::from_f32(i as f32)).collect();
+        for (first, rows) in [(0, 37), (4, 33), (9, 2)] {
+            for [from, depth] in [[0usize, 70usize], [3, 33], [6, 64]] {
+                let steps = depth.div_ceil(2).next_multiple_of(group);
+                let m = Mat::new(&data, 37, total);
+                let mut out = vec![7; steps * rows];
+                pack_rows(m, [from, depth], [first, rows], [panel, group], &mut out);
+                let mut words = out.iter();
+                for i in (0..rows).step_by(panel) {
+                    for start in (0..steps).step_by(group) {
+                        for row in first + i..first + (i + panel).min(rows) {
+                            for step in start..start + group {
+                                let want = expected(m.transposed(), [from, depth], step, row, true);
+                                assert_eq!(words.next(), Some(&want), "{first} {from} {row} {step}");
+                            }
+                        }
+                    }
+                }
+                assert_eq!(words.next(), None);
+            }
+        }
+    }
+
+    #[test]
     fn panels_hold_what_their_definition_says() {
         every_panel(|i| i as f32 + 0.3);
         every_panel(|i| bf16::from_f32(i as f32));
