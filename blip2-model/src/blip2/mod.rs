@@ -126,7 +126,7 @@ impl<B: Kernels> Blip2<B> {
     }
 }
 
-impl<B: Backend> ImageFeatures<B> {
+impl<B: Kernels> ImageFeatures<B> {
     /// Number of pictures.
     pub fn batch(&self) -> usize {
         self.embeds.dims()[0]

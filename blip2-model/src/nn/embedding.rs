@@ -1,4 +1,4 @@
-//! Table look-up (`torch.nn.Embedding`).
+//! Table look-up (`torch.nn.Embedding`), and entries of a batch as rows of a table.
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
@@ -35,4 +35,12 @@ impl<B: Kernels> Embedding<B> {
     pub fn as_head<const R: usize>(&self, x: Tensor<B, R>) -> Tensor<B, R> {
         linear(x, self.weight.val(), None, Activation::Identity)
     }
+}
+
+/// Entries `index` along the first axis, repeats allowed: `Tensor::select` with the gradient of a look-up.
+pub fn pick<B: Kernels, const D: usize>(x: Tensor<B, D>, index: Tensor<B, 1, Int>) -> Tensor<B, D> {
+    let mut dims = x.dims();
+    let table = x.reshape([dims[0], dims[1..].iter().product()]);
+    dims[0] = index.dims()[0];
+    B::embed(table, index.unsqueeze()).reshape(dims)
 }

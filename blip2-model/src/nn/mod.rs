@@ -17,7 +17,7 @@ pub mod norm;
 pub use activation::Activation;
 pub use attention::{merge_heads, split_heads};
 pub use context::Context;
-pub use embedding::Embedding;
+pub use embedding::{Embedding, pick};
 pub use kernels::Kernels;
 pub use kv_cache::KvCache;
 pub use linear::{Linear, LinearConfig};

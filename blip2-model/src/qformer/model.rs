@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 use super::{QFormerConfig, QFormerLayer};
 use crate::nn::mask::index_tensor;
-use crate::nn::{Context, Embedding, Kernels, LayerNorm, PadMask};
+use crate::nn::{Context, Embedding, Kernels, LayerNorm, PadMask, pick};
 
 /// Word and position tables of the text branch.
 #[derive(Module, Debug)]
@@ -38,18 +38,18 @@ pub struct ImageKeys<B: Backend> {
     layers: Vec<Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
 }
 
-impl<B: Backend> ImageKeys<B> {
+impl<B: Kernels> ImageKeys<B> {
     /// Images `index` of the batch, in that order, repeats allowed.
     pub fn select(&self, index: &[usize]) -> Self {
         let Some(device) = self.layers.iter().flatten().next().map(|(k, _)| k.device()) else {
             return self.clone();
         };
         let index = index_tensor(index, &device);
-        let pick = |t: &Tensor<B, 4>| t.clone().select(0, index.clone());
+        let of = |t: &Tensor<B, 4>| pick(t.clone(), index.clone());
         let layers = self
             .layers
             .iter()
-            .map(|kv| kv.as_ref().map(|(k, v)| (pick(k), pick(v))));
+            .map(|kv| kv.as_ref().map(|(k, v)| (of(k), of(v))));
         Self {
             layers: layers.collect(),
         }
