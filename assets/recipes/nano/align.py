@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fit import fit, info_nce, members
+from fit import SPLITS, fit, info_nce, members
 
 STYLES = ("noto", "twemoji", "blob", "emojione", "mono", "openmoji", "fxemoji")
 BLOCKS, GRID, WIDTH, HEADS = 8, 6, 384, 6
@@ -106,7 +106,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", required=True, help="folder that encoder.py wrote")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--concepts", choices=("all", "train"), default="all")
+    parser.add_argument("--concepts", choices=SPLITS, default="all")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--prototypes", action="store_true", help="contrast with a learned point for each concept too")
     parser.add_argument("--rate", type=float, default=1e-4)
@@ -114,7 +114,7 @@ def main():
     torch.manual_seed(0)
     order = random.Random(0)
     weights = {name: t.float() for name, t in load_file(os.path.join(options.vit, "model.safetensors")).items()}
-    table = drawings(("train", "held") if options.concepts == "all" else ("train",))
+    table = drawings(SPLITS[options.concepts])
     concepts = list(table)
     sample = order.sample([picture for styles in table.values() for picture in styles.values()], 2000)
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
 import align
-from fit import fit, info_nce, members
+from fit import SPLITS, fit, info_nce, members
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BATCH, TEMPERATURE, LENGTH = 256, 0.05, 24
@@ -50,14 +50,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="folder with MiniLM as BERT")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--concepts", choices=("all", "train"), default="all")
+    parser.add_argument("--concepts", choices=SPLITS, default="all")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()
     torch.manual_seed(0)
     with open(os.path.join(HERE, "config.json"), encoding="utf-8") as file:
         qformer = json.load(file)["qformer_config"]
-    wanted = captions("train", *(["held"] if options.concepts == "all" else []))
+    wanted = captions(*SPLITS[options.concepts])
     unseen = captions("held") - wanted
     texts = sorted(wanted | {line for line in lines("texts.txt") if not any(caption in line for caption in unseen)})
     named = torch.tensor([text in wanted for text in texts])

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def members(style, splits=("train", "held")):
+# what `--concepts` of the scripts chooses from
+SPLITS = {"all": ("train", "held"), "train": ("train",)}
+
+
+def members(style, splits=SPLITS["all"]):
     """(name, bytes) of all files of a style's shards."""
     for split in splits:
         with tarfile.open(os.path.join(HERE, f"../../data/emoji/{style}-{split}.tar")) as tar:

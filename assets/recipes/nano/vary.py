@@ -19,7 +19,7 @@ from PIL import Image
 
 import align
 from distort import distorted
-from fit import members
+from fit import SPLITS, members
 
 BATCH = 64
 
@@ -43,13 +43,13 @@ def main():
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--distort", type=float, default=0.0, metavar="P")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--concepts", choices=("all", "train"), default="all")
+    parser.add_argument("--concepts", choices=SPLITS, default="all")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     os.makedirs(options.out, exist_ok=True)
     for style in align.STYLES:
-        files = dict(members(style, ("train", "held") if options.concepts == "all" else ("train",)))
+        files = dict(members(style, SPLITS[options.concepts]))
         pictures = [name for name in files if name.endswith(".png")]
         path = os.path.join(options.out, f"{style}.tar")
         with tarfile.open(path + ".part", "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -151,10 +151,10 @@ def compare(folder, case, args):
     return rows
 
 
-def cases(layers):
-    """Those that fit: two models of the whole size do so in bf16 only."""
-    whole = [case for case in CASES if case[1] == "opt-2.7b" and case[4] == "bf16"]
-    return CASES if layers else whole
+def cases(args):
+    """Those asked for that fit: two models of the whole size do so in bf16 only."""
+    fitting = CASES if args.layers else [case for case in CASES if case[1] == "opt-2.7b" and case[4] == "bf16"]
+    return [case for case in fitting if not args.case or args.case in case[0]]
 
 
 def checkpoint(base, kind, layers):
@@ -299,7 +299,7 @@ def main():
     base = args.keep or Path(tempfile.mkdtemp(prefix="peer-speed-"))
     base.mkdir(parents=True, exist_ok=True)
     results = []
-    for case in (case for case in cases(args.layers) if not args.case or args.case in case[0]):
+    for case in cases(args):
         print(case[0], file=sys.stderr, flush=True)
         rows = compare(checkpoint(base, case[1], args.layers), case, args)
         results += [{"title": case[0], "rows": rows}] if rows else []

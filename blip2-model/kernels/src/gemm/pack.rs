@@ -8,7 +8,7 @@ use super::mat::{Element, Mat};
 #[cfg(target_arch = "x86_64")]
 use vectors::{copy_rows, pack_lines};
 
-/// Steps handled at a time where the source runs along the contraction: the strided writes then stay in L1.
+/// Steps handled at a time, so that strided writes stay in L1, and lines far apart in reach.
 const BLOCK: usize = 16;
 
 /// Packs columns `first..first + columns` of rows `from..from + depth` of `m` (rows run along the contraction) as panels
@@ -72,10 +72,10 @@ pub(super) fn pack<T: Element>(
             pack_lines(&m.data[start..], m.column_stride, size, width, pairs, out)
         };
         #[cfg(not(target_arch = "x86_64"))]
-        let done = [0, 0];
-        for start in (0..steps).step_by(BLOCK) {
+        let done = 0;
+        for start in (done..steps).step_by(BLOCK) {
             let end = (start + BLOCK).min(steps);
-            for j in if end <= done[0] { done[1] } else { 0 }..columns {
+            for j in 0..columns {
                 let line = line(j);
                 let out = out[start * width + j..].iter_mut().step_by(width);
                 if pairs {

@@ -5,8 +5,8 @@ use crate::gemm::mat::{Element, Form};
 use crate::level::Level;
 use crate::simd::{Avx2, Simd, transpose8};
 
-/// The vector form of packing from lines along the contraction: as many whole blocks of 16 steps as there are, all
-/// columns. Says how many steps and columns that was.
+/// The vector form of packing from lines along the contraction, in whole blocks of [`BLOCK`] steps. Says how many steps
+/// that was.
 pub(super) fn pack_lines<T: Element>(
     data: &[T],
     line: usize,
@@ -14,13 +14,13 @@ pub(super) fn pack_lines<T: Element>(
     width: usize,
     pairs: bool,
     out: &mut [u32],
-) -> [usize; 2] {
-    let done = [steps / BLOCK * BLOCK, columns];
+) -> usize {
+    let done = steps / BLOCK * BLOCK;
     // a narrower panel than its vectors spills into the next step, which is written later
     let fits = width == columns || width.is_multiple_of(8);
     let refused = Level::detect() < Level::Avx2 || (pairs && T::FORM != Form::Bf16);
-    if refused || !fits || done.contains(&0) {
-        return [0, 0];
+    if refused || !fits || done == 0 || columns == 0 {
+        return 0;
     }
     let per_step = if pairs { 2 } else { 1 };
     assert!((columns - 1) * line + steps * per_step <= data.len() && steps * width <= out.len());
@@ -31,15 +31,15 @@ pub(super) fn pack_lines<T: Element>(
     unsafe fn blocks<T: Element, const WIDEN: bool>(
         data: *const T,
         line: usize,
-        done: [usize; 2],
+        [steps, columns]: [usize; 2],
         width: usize,
         per_step: usize,
         out: &mut [u32],
     ) {
-        for start in (0..done[0]).step_by(8) {
+        for start in (0..steps).step_by(8) {
             // from the right, because the last block may spill
-            for j in (0..done[1]).step_by(8).rev() {
-                let there = done[1] - j;
+            for j in (0..columns).step_by(8).rev() {
+                let there = columns - j;
                 // SAFETY: the caller checked both ends
                 unsafe {
                     let rows = std::array::from_fn(|i| {
@@ -71,9 +71,9 @@ pub(super) fn pack_lines<T: Element>(
     // SAFETY: detected; the assertion covers the last element read, and what is written starts inside `out`
     unsafe {
         if pairs {
-            blocks::<T, false>(data.as_ptr(), line, done, width, per_step, out);
+            blocks::<T, false>(data.as_ptr(), line, [done, columns], width, per_step, out);
         } else {
-            blocks::<T, true>(data.as_ptr(), line, done, width, per_step, out);
+            blocks::<T, true>(data.as_ptr(), line, [done, columns], width, per_step, out);
         }
     }
     done
@@ -89,9 +89,10 @@ pub(super) fn copy_rows<T: Element>(
 ) -> usize {
     let whole = columns.next_multiple_of(8);
     // where a line ends inside a vector, the rest of it falls on the next steps, which are written later
-    let room = match whole == columns || width == columns {
-        true => (out.len() + width).saturating_sub(whole) / width,
-        false => 0,
+    let room = if whole == columns || width == columns {
+        (out.len() + width).saturating_sub(whole) / width
+    } else {
+        0
     };
     let done = steps.min(room);
     if Level::detect() < Level::Avx2 || done == 0 || (done - 1) * row_stride + whole > data.len() {
