@@ -15,4 +15,5 @@ pub mod optim;
 pub mod params;
 pub mod recipe;
 pub mod run;
+mod say;
 pub mod stage;

@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::distributed::world::World;
 use crate::run::Interrupt;
+use crate::say::say;
 
 /// Time that the other processes have to notice that one is gone, before they are ended: more than the 20 s of
 /// silence that `distributed::cluster::Patience` allows.
@@ -86,7 +87,7 @@ fn wait(mut running: Vec<(usize, Child)>) -> Result<()> {
                 None => still.push((rank, child)),
                 Some(status) if status.success() => {}
                 Some(status) => {
-                    eprintln!("rank {rank} ended with {}", describe(status));
+                    say(format_args!("rank {rank} ended with {}", describe(status)));
                     failed.get_or_insert_with(|| (format!("rank {rank} failed first"), Instant::now()));
                 }
             }

@@ -15,6 +15,7 @@ mod train;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::say::say;
 use blip2_model::sentence::sentence;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -83,7 +84,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", sentence(error.as_ref()));
+            say(format_args!("error: {}", sentence(error.as_ref())));
             ExitCode::from(2)
         }
     }

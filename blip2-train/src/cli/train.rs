@@ -17,6 +17,7 @@ use crate::recipe::start::{self, Ended, Environment, Estimate};
 use crate::recipe::{Recipe, export, origins};
 use crate::run::Interrupt;
 use crate::run::progress::Show;
+use crate::say::say;
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
@@ -184,12 +185,14 @@ fn report(args: &TrainArgs, ended: &Ended) -> Result<()> {
             println!("{}", serde_json::json!({ "finished": false, "step": step }));
         }
         Ended::Interrupted(0) => {
-            eprintln!(
-                "stopped before the first step; features that are computed are kept, and the same command goes on"
+            say(
+                "stopped before the first step; features that are computed are kept, and the same command goes on",
             );
         }
         Ended::Interrupted(step) => {
-            eprintln!("stopped after step {step}, which is saved; the same command goes on");
+            say(format_args!(
+                "stopped after step {step}, which is saved; the same command goes on"
+            ));
         }
         Ended::Estimated(estimate) if args.json => println!("{}", serde_json::to_string(estimate)?),
         Ended::Estimated(estimate) => print!("{}", describe(estimate)),

@@ -16,6 +16,7 @@ use crate::data::stream::{Order, Split};
 use crate::run::collate::{LmCollate, LmLayout, PairCollate, Pictures};
 use crate::run::feed::{Collate, Feed, OpenLoader};
 use crate::run::text_feed::{TextFeed, TextFeedConfig};
+use crate::say::say;
 
 /// This process among all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +180,7 @@ impl Reader {
         let open: OpenLoader = Box::new(move |start| self.open(start));
         let skipped = |skipped: Vec<crate::data::sample::Skipped>| {
             for sample in skipped {
-                eprintln!("skipped: {sample}");
+                say(format_args!("skipped: {sample}"));
             }
         };
         Feed::new(open, collate, Box::new(skipped))

@@ -1,5 +1,6 @@
 //! Ctrl-C (and termination): the first finishes the step and saves, the second ends the process at once.
 
+use crate::say::say;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +22,7 @@ impl Interrupt {
             if flag.0.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            eprintln!("stopping after this step; press Ctrl-C again to stop at once without saving");
+            say("stopping after this step; press Ctrl-C again to stop at once without saving");
         })?;
         Ok(interrupt)
     }

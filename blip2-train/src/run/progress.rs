@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::Interrupt;
 #[cfg(feature = "dashboard")]
 use super::dashboard::Dashboard;
+use crate::say::say;
 
 /// How much a run shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,7 @@ impl Progress {
             #[cfg(feature = "dashboard")]
             (Face::Dashboard(dashboard), _) => dashboard.numbers(split, values),
             (Face::Bar(bar), Split::Train) => bar.set_message(text()),
-            (Face::Lines, Split::Train) => eprintln!("step {step}: {}", text()),
+            (Face::Lines, Split::Train) => say(format_args!("step {step}: {}", text())),
             (_, Split::Validation) => self.note(&format!("validation after step {step}: {}", text())),
         }
     }
@@ -109,7 +110,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.face {
             Face::Hidden => {}
-            Face::Lines => eprintln!("{text}"),
+            Face::Lines => say(text),
             Face::Bar(bar) => bar.println(text),
             #[cfg(feature = "dashboard")]
             Face::Dashboard(dashboard) => dashboard.note(text),

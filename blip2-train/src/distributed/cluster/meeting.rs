@@ -15,6 +15,7 @@ use super::watch::{self, Watch};
 use super::{Patience, Service};
 use crate::distributed::CollectiveError;
 use crate::distributed::world::World;
+use crate::say::say;
 
 /// What a process says when it appears.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,7 +89,9 @@ pub(super) async fn serve<B: Backend>(
             },
         );
     if let Err(error) = server.serve(std::future::pending()).await {
-        eprintln!("cluster: the server of this process stopped: {error:?}");
+        say(format_args!(
+            "cluster: the server of this process stopped: {error:?}"
+        ));
     }
 }
 

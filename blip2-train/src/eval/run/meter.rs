@@ -1,5 +1,6 @@
 //! Progress on standard error: a bar with the time left on a terminal, a line now and then elsewhere.
 
+use crate::say::say;
 use std::cell::Cell;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -54,7 +55,7 @@ impl Meter {
             bar.set_position(done);
         } else if !self.quiet && self.last.get().elapsed() >= EVERY {
             self.last.set(Instant::now());
-            eprintln!("{}", self.line());
+            say(self.line());
         }
     }
 

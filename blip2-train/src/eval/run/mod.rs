@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::results::{self, Id, Journal};
 use crate::data::sample::Problem;
 use crate::data::source::SourceConfig;
+use crate::say::say;
 pub use error::RunError;
 use folder::{Folder, Record, Share, SkippedPicture};
 use meter::Meter;
@@ -311,7 +312,10 @@ impl<B: Kernels> Runner<B> {
             problem,
         };
         if !self.effort.quiet {
-            eprintln!("skipped {}: `{}`: {}", line.shard, line.key, line.problem);
+            say(format_args!(
+                "skipped {}: `{}`: {}",
+                line.shard, line.key, line.problem
+            ));
         }
         Ok(self.skipped.append(&[line])?)
     }
