@@ -34,13 +34,14 @@ impl<'a> View<'a> {
 }
 
 /// Resamples the given rows; the result has as many rows as that, of `taps` many pixels.
-pub(super) fn horizontal_pass(view: &View<'_>, rows: Range<usize>, taps: &WideTaps) -> Vec<u8> {
+pub(super) fn horizontal_pass(view: &View<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
     let width = taps.starts.len() * 3;
     let mut out = vec![0u8; rows.len() * width];
-    let rows_out = out.par_chunks_exact_mut(width).with_min_len(MIN_ROWS);
-    rows_out
-        .enumerate()
-        .for_each(|(y, row)| horizontal(view.row(rows.start + y), row, taps));
+    let strips = out.par_chunks_mut(width * STRIP).enumerate();
+    strips.for_each_init(Vec::new, |scratch, (i, strip)| {
+        let src = &view.data[(rows.start + i * STRIP) * view.stride..];
+        horizontal(src, view.stride, strip, taps, scratch);
+    });
     out
 }
 
@@ -70,79 +71,70 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Pixels per step of the horizontal pass; 8 pixels of 3 channels fill three vectors of 8 lanes.
-const STEP: usize = 8;
+/// Rows that go through the horizontal pass together.
+const STRIP: usize = 16;
 
-/// Horizontal weights laid out as the bytes lie: each one three times, padded with zeros to whole steps.
-pub(super) struct WideTaps {
-    /// Byte at which each window starts.
-    starts: Vec<usize>,
-    weights: Vec<i32>,
-    /// Bytes of one window.
-    len: usize,
+/// Bytes that the inner loop adds side by side: a piece of a row, or a pixel of every row of a strip.
+const LANES: usize = 3 * STRIP;
+
+/// The horizontal pass of up to [`STRIP`] rows. On its side a strip is a narrow image in which pixels lie below each
+/// other, so this is the vertical pass between two transpositions: sums along a row have nothing to add side by side.
+fn horizontal(src: &[u8], stride: usize, dst: &mut [u8], taps: &Taps, scratch: &mut Vec<u8>) {
+    let (span, width) = (taps.span(), taps.starts.len() * 3);
+    let rows = dst.len() / width;
+    scratch.resize((span.len() + taps.starts.len()) * LANES, 0);
+    let (strip, resampled) = scratch.split_at_mut(span.len() * LANES);
+    transpose(&src[span.start * 3..], stride, strip, STRIP, rows, span.len() * 3);
+    for (i, pixel) in resampled.chunks_exact_mut(LANES).enumerate() {
+        let (start, weights) = taps.at(i);
+        vertical_row(&strip[(start - span.start) * LANES..], LANES, pixel, weights);
+    }
+    transpose(resampled, STRIP, dst, width, width, rows);
 }
 
-impl WideTaps {
-    pub(super) fn new(taps: &Taps, view: &View<'_>) -> Self {
-        let width = view.width as usize;
-        let longest = taps.counts.iter().copied().max().unwrap_or(0);
-        // a window must not be longer than the row it reads
-        let pixels = longest.next_multiple_of(STEP);
-        let pixels = if pixels <= width { pixels } else { longest };
-        let len = pixels * 3;
-        let mut wide = WideTaps {
-            starts: Vec::new(),
-            weights: vec![0; taps.starts.len() * len],
-            len,
-        };
-        for (i, out) in wide.weights.chunks_exact_mut(len).enumerate() {
-            let (start, weights) = taps.at(i);
-            let moved = start.min(width - pixels);
-            for (x, w) in weights.iter().enumerate() {
-                out[(start - moved + x) * 3..][..3].fill(*w);
+/// `dst[c][r] = src[r][c]` of `rows` x `columns` bytes.
+fn transpose(src: &[u8], src_stride: usize, dst: &mut [u8], dst_stride: usize, rows: usize, columns: usize) {
+    let (tall, wide) = (rows - rows % 8, columns - columns % (8 * BLOCKS));
+    for r in (0..tall).step_by(8) {
+        for c in (0..wide).step_by(8 * BLOCKS) {
+            let blocks = std::array::from_fn(|k| {
+                let bytes = &src[(r + k) * src_stride + c..][..8 * BLOCKS];
+                std::array::from_fn(|b| u64::from_le_bytes(std::array::from_fn(|i| bytes[8 * b + i])))
+            });
+            for (k, words) in transpose8(blocks).iter().enumerate() {
+                for (b, word) in words.iter().enumerate() {
+                    dst[(c + 8 * b + k) * dst_stride + r..][..8].copy_from_slice(&word.to_le_bytes());
+                }
             }
-            wide.starts.push(moved * 3);
         }
-        wide
+    }
+    for r in 0..rows {
+        for c in (if r < tall { wide } else { 0 })..columns {
+            dst[c * dst_stride + r] = src[r * src_stride + c];
+        }
     }
 }
 
-/// One output row of the horizontal pass, on the widest vectors that the machine has.
-fn horizontal(src: &[u8], dst: &mut [u8], taps: &WideTaps) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(src: &[u8], dst: &mut [u8], taps: &WideTaps) {
-            horizontal_portable(src, dst, taps)
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was detected just above
-            return unsafe { avx2(src, dst, taps) };
-        }
-    }
-    horizontal_portable(src, dst, taps)
-}
+/// Blocks of 8 x 8 bytes that are transposed together; a row of both fills a vector of 16 bytes.
+const BLOCKS: usize = 2;
 
+/// Blocks of 8 x 8 bytes, a row per word: halves, quarters and eighths change places across the diagonal.
 #[inline(always)]
-fn horizontal_portable(src: &[u8], dst: &mut [u8], taps: &WideTaps) {
-    const LANES: usize = STEP * 3;
-    let windows = taps.weights.chunks_exact(taps.len).zip(&taps.starts);
-    for (out, (weights, &start)) in dst.chunks_exact_mut(3).zip(windows) {
-        let window = &src[start..start + taps.len];
-        let mut lanes = [0i32; LANES];
-        let (mut pixels, mut factors) = (window.chunks_exact(LANES), weights.chunks_exact(LANES));
-        for (p, w) in (&mut pixels).zip(&mut factors) {
-            for l in 0..LANES {
-                lanes[l] = lanes[l].wrapping_add(i32::from(p[l]).wrapping_mul(w[l]));
+fn transpose8(mut rows: [[u64; BLOCKS]; 8]) -> [[u64; BLOCKS]; 8] {
+    for (step, mask) in [
+        (4, 0x0000_0000_ffff_ffff),
+        (2, 0x0000_ffff_0000_ffff),
+        (1, 0x00ff_00ff_00ff_00ff),
+    ] {
+        for i in (0..8).filter(|i| i & step == 0) {
+            for b in 0..BLOCKS {
+                let swap = ((rows[i][b] >> (8 * step)) ^ rows[i + step][b]) & mask;
+                rows[i][b] ^= swap << (8 * step);
+                rows[i + step][b] ^= swap;
             }
         }
-        for (l, (p, w)) in pixels.remainder().iter().zip(factors.remainder()).enumerate() {
-            lanes[l] = lanes[l].wrapping_add(i32::from(*p).wrapping_mul(*w));
-        }
-        for (c, o) in out.iter_mut().enumerate() {
-            *o = clip((0..STEP).fold(HALF, |sum, s| sum.wrapping_add(lanes[s * 3 + c])));
-        }
     }
+    rows
 }
 
 /// One output row of the vertical pass; `src` starts at the first row that has a weight.
@@ -163,7 +155,6 @@ fn vertical_row(src: &[u8], stride: usize, dst: &mut [u8], weights: &[i32]) {
 
 #[inline(always)]
 fn vertical_portable(src: &[u8], stride: usize, dst: &mut [u8], weights: &[i32]) {
-    const LANES: usize = 48;
     let mut at = 0;
     let mut blocks = dst.chunks_exact_mut(LANES);
     for block in &mut blocks {
@@ -197,19 +188,42 @@ mod tests {
     #[test]
     fn portable_and_detected_kernels_agree() {
         let image = synthetic(211, 37);
+        let rows = Taps::new(37, 0..37, 5, Filter::Bicubic);
+        let (start, weights) = rows.at(2);
+        let (mut a, mut b) = (vec![0; 633], vec![0; 633]);
+        vertical_row(&image.as_raw()[start * 633..], 633, &mut a, weights);
+        vertical_portable(&image.as_raw()[start * 633..], 633, &mut b, weights);
+        assert_eq!(a, b);
+    }
+
+    /// Strips that are not full, rows that are no multiple of eight bytes, and parts of a row.
+    #[test]
+    fn rows_are_the_sums_of_their_definition() {
+        let image = synthetic(211, 37);
         let view = View::packed(image.as_raw(), 211);
-        for out in [5, 40, 300] {
-            let taps = WideTaps::new(&Taps::new(211, 0..211, out, Filter::Lanczos), &view);
-            let (mut a, mut b) = (vec![0; out * 3], vec![0; out * 3]);
-            horizontal(&image.as_raw()[..633], &mut a, &taps);
-            horizontal_portable(&image.as_raw()[..633], &mut b, &taps);
-            assert_eq!(a, b);
-            let rows = Taps::new(37, 0..37, 5, Filter::Bicubic);
-            let (start, weights) = rows.at(2);
-            let (mut a, mut b) = (vec![0; 633], vec![0; 633]);
-            vertical_row(&image.as_raw()[start * 633..], 633, &mut a, weights);
-            vertical_portable(&image.as_raw()[start * 633..], 633, &mut b, weights);
-            assert_eq!(a, b);
+        for (out, range) in [(5, 0..211), (40, 17..150), (300, 3..200)] {
+            let taps = Taps::new(211, range, out, Filter::Lanczos);
+            let found = horizontal_pass(&view, 2..37, &taps);
+            for (y, row) in found.chunks_exact(out * 3).enumerate() {
+                for (i, pixel) in row.chunks_exact(3).enumerate() {
+                    let (start, weights) = taps.at(i);
+                    for (c, value) in pixel.iter().enumerate() {
+                        let source = view.row(y + 2)[start * 3 + c..].iter().step_by(3);
+                        let sum = source.zip(weights).map(|(p, w)| i32::from(*p) * w).sum::<i32>();
+                        assert_eq!(*value, clip(sum + HALF), "row {y}, pixel {i}");
+                    }
+                }
+            }
         }
+    }
+
+    #[test]
+    fn transposing_twice_gives_the_bytes_back() {
+        let image = synthetic(19, 13);
+        let (mut side, mut back) = (vec![0; 57 * 13], vec![0; 57 * 13]);
+        transpose(image.as_raw(), 57, &mut side, 13, 13, 57);
+        assert_eq!(side[5 * 13 + 12], image.as_raw()[12 * 57 + 5]);
+        transpose(&side, 13, &mut back, 57, 57, 13);
+        assert_eq!(&back, image.as_raw());
     }
 }

@@ -8,7 +8,7 @@ use image::RgbImage;
 
 use super::error::ProcessorError;
 use super::filter::{Filter, Taps};
-use super::passes::{View, WideTaps, horizontal_pass, vertical_pass};
+use super::passes::{View, horizontal_pass, vertical_pass};
 
 /// Which side is resampled first. Each pass rounds to 8 bits, so the order shows in single pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -164,7 +164,7 @@ fn resample(view: View<'_>, b: PixelBox, width: u32, height: u32, how: Resamplin
         return nearest(view, b, width, height);
     }
     let whole = |from: u32, to: u32, size: u32, out: u32| from == 0 && to == size && size == out;
-    let columns = || WideTaps::new(&Taps::new(view.width, b.left..b.right, w, how.filter), &view);
+    let columns = || Taps::new(view.width, b.left..b.right, w, how.filter);
     let rows = || Taps::new(view.height, b.top..b.bottom, h, how.filter);
     let out = match (
         whole(b.left, b.right, view.width, width),

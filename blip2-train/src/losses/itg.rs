@@ -1,7 +1,8 @@
 //! Image-grounded text generation: the Q-Former predicts the caption from its own queries (paper
 //! section 3.1; LAVIS `blip2_qformer.py`).
 
-use burn::tensor::{Tensor, backend::Backend};
+use blip2_model::nn::Kernels;
+use burn::tensor::Tensor;
 
 use super::{IGNORE, cross_entropy, valid_targets};
 
@@ -29,7 +30,7 @@ pub fn next_token_labels(ids: &[Vec<i64>], pad: i64) -> Vec<Vec<i64>> {
 /// `hidden [B, T, D]` of the multimodal causal pass, `labels [B, T]` already shifted (see
 /// [`next_token_labels`]), `head` maps the rows that are targets, `[n, D] -> [n, V]`, so that padding
 /// never reaches the output layer.
-pub fn itg<B: Backend>(
+pub fn itg<B: Kernels>(
     hidden: Tensor<B, 3>,
     labels: &[Vec<i64>],
     smoothing: f64,

@@ -2,14 +2,15 @@
 //! the shift is [`LanguageModel::teacher_forced`](blip2_model::language::LanguageModel::teacher_forced)'s
 //! business (paper section 3.2).
 
-use burn::tensor::{Tensor, backend::Backend};
+use blip2_model::nn::Kernels;
+use burn::tensor::Tensor;
 
 use super::{IGNORE, cross_entropy, select_rows, valid_targets};
 
 /// `sum over targets of -log p(labels[b, t]) / normaliser`, no smoothing. Returns `[1]`.
 ///
 /// `logits [B, T, V]` in f32 where position `t` predicts `labels[t]`; `labels [B, T]`, [`IGNORE`] masks.
-pub fn lm<B: Backend>(logits: Tensor<B, 3>, labels: &[Vec<i64>], normaliser: f64) -> Tensor<B, 1> {
+pub fn lm<B: Kernels>(logits: Tensor<B, 3>, labels: &[Vec<i64>], normaliser: f64) -> Tensor<B, 1> {
     let (rows, targets) = valid_targets(labels);
     if rows.is_empty() {
         return logits.sum() * 0.0;

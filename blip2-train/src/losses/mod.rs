@@ -6,6 +6,7 @@
 //! steps equal one big step exactly.
 
 use blip2_model::nn::mask::index_tensor;
+use blip2_model::nn::{Kernels, pick};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 pub mod itc;
@@ -64,14 +65,14 @@ pub fn soft_cross_entropy<B: Backend>(
 /// Rows `index` of `[B, T, D]` seen as `[B * T, D]`: `[n, D]`.
 ///
 /// Positions that are no targets are dropped before the output layer or the softmax sees them.
-pub fn select_rows<B: Backend>(x: Tensor<B, 3>, index: &[usize]) -> Tensor<B, 2> {
+pub fn select_rows<B: Kernels>(x: Tensor<B, 3>, index: &[usize]) -> Tensor<B, 2> {
     let [batch, len, width] = x.dims();
     let device = x.device();
     let flat = x.reshape([batch * len, width]);
     if index.len() == batch * len {
         return flat;
     }
-    flat.select(0, index_tensor(index, &device))
+    pick(flat, index_tensor(index, &device))
 }
 
 /// Indices into the flattened `[B * T]` and values of the labels that are targets.
