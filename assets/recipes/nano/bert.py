@@ -46,6 +46,20 @@ def padded(path, texts, length):
     return torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
 
 
+def sentences(teacher, texts):
+    """MiniLM's sentence embeddings, unit vectors `[texts, 384]`; `teacher` is its folder."""
+    model = BertModel.from_pretrained(teacher).eval()
+    ids, mask = padded(os.path.join(teacher, "tokenizer.json"), texts, 2 * LENGTH)
+    parts = []
+    with torch.no_grad():
+        for part, keep in zip(ids.split(256), mask.split(256)):
+            width = int(keep.sum(1).max())
+            part, keep = part[:, :width], keep[:, :width]
+            tokens = model(part, attention_mask=keep).last_hidden_state * keep[..., None]
+            parts.append(F.normalize(tokens.sum(1), dim=1))
+    return torch.cat(parts)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="folder with MiniLM as BERT")
@@ -62,16 +76,7 @@ def main():
     texts = sorted(wanted | {line for line in lines("texts.txt") if not any(caption in line for caption in unseen)})
     named = torch.tensor([text in wanted for text in texts])
 
-    teacher = BertModel.from_pretrained(options.teacher).eval()
-    ids, mask = padded(os.path.join(options.teacher, "tokenizer.json"), texts, 2 * LENGTH)
-    meanings = []
-    with torch.no_grad():
-        for part, keep in zip(ids.split(256), mask.split(256)):
-            width = int(keep.sum(1).max())
-            part, keep = part[:, :width], keep[:, :width]
-            tokens = teacher(part, attention_mask=keep).last_hidden_state * keep[..., None]
-            meanings.append(F.normalize(tokens.sum(1), dim=1))
-    meanings = torch.cat(meanings)
+    meanings = sentences(options.teacher, texts)
     print(f"{len(texts)} texts", flush=True)
 
     ids, mask = padded(os.path.join(HERE, "tokenizers/qformer/tokenizer.json"), texts, LENGTH)

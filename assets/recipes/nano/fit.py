@@ -12,7 +12,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 # what `--concepts` of the scripts chooses from
-SPLITS = {"all": ("train", "held"), "train": ("train",)}
+SPLITS = {"all": ("train", "held"), "train": ("train",), "held": ("held",)}
 
 
 def members(style, splits=SPLITS["all"]):
