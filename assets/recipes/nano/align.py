@@ -116,7 +116,8 @@ def main():
     weights = {name: t.float() for name, t in load_file(os.path.join(options.vit, "model.safetensors")).items()}
     table = drawings(SPLITS[options.concepts])
     concepts = list(table)
-    sample = order.sample([picture for styles in table.values() for picture in styles.values()], 2000)
+    pictures = [picture for styles in table.values() for picture in styles.values()]
+    sample = order.sample(pictures, min(2000, len(pictures)))
 
     def over(pictures, take):
         parts = [pictures[i : i + 100] for i in range(0, len(pictures), 100)]

@@ -72,7 +72,7 @@ def main():
     runs, out = sys.argv[1:]
     nano, itm = os.path.join(out, "nano"), os.path.join(out, "nano-itm")
     model(tensors(runs, "heads2", "export") | tensors(runs, "captions", "export"), nano)
-    retrieval = tensors(runs, "retrieval", "export")
+    retrieval = tensors(runs, "match", "export")
     # transformers' class for retrieval has neither the head of grounded generation nor the temperature
     retrieval = {n: t for n, t in retrieval.items() if not n.startswith("qformer_lm_head.") and n != "temp"}
     model(retrieval, itm, encoder=nano, architectures=["Blip2ForImageTextRetrieval"])

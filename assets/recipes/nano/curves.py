@@ -15,7 +15,7 @@ WIDTH, HEIGHT, GAP = 260, 150, 40
 def points(run, kind):
     with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
+    return [(row["step"], row["loss"]) for row in rows if row["kind"] == kind and "loss" in row]
 
 
 def main():
@@ -26,7 +26,7 @@ def main():
         losses = [loss for _, loss in train + held]
         low, high, last = min(losses), max(losses), train[-1][0]
         left, top = 10 + (place % 3) * (WIDTH + 20), 24 + (place // 3) * (HEIGHT + GAP)
-        at = lambda step, loss: (left + WIDTH * step / last, top + HEIGHT * (high - loss) / (high - low))
+        at = lambda step, loss: (left + WIDTH * step / last, top + HEIGHT * (high - loss) / ((high - low) or 1))
         name = os.path.basename(os.path.normpath(run))
         text = f"{name}: {train[0][1]:.2f} to {train[-1][1]:.2f} in {last} steps"
         parts.append(f'<text x="{left}" y="{top - 8}">{text}</text>')

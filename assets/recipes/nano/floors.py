@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import align
 import bert
-from fit import members
+from fit import SPLITS, members
 
 
 def concept(member):
@@ -45,11 +45,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vit", required=True, help="folder of the frozen encoder, from align.py or encoder.py")
     parser.add_argument("--teacher", required=True, help="folder with MiniLM as BERT")
+    parser.add_argument("--concepts", choices=SPLITS, default="all")
     options = parser.parse_args()
+    splits = SPLITS[options.concepts]
     weights = {name: t.float() for name, t in load_file(os.path.join(options.vit, "model.safetensors")).items()}
-    table = align.drawings(("train", "held"))
+    table = align.drawings(splits)
     align.STYLES = ("fluent",)
-    fluent = {name: styles["fluent"] for name, styles in align.drawings(("train", "held")).items()}
+    fluent = {name: styles["fluent"] for name, styles in align.drawings(splits).items()}
     names = {name: i for i, name in enumerate(fluent)}
     pairs = [(picture, names[name]) for name, styles in table.items() if name in names for picture in styles.values()]
     labels, own = torch.tensor([label for _, label in pairs]), torch.arange(len(names))
@@ -66,7 +68,7 @@ def main():
     print("features", recall(nearest(train, labels, test, len(names)), own), flush=True)
     mean, scale = train.mean(0), 1 / (train.std(0) + 1e-6)
     train, test = (train - mean) * scale, (test - mean) * scale
-    captions = {concept(name): json.loads(content)["caption"] for name, content in members("fluent") if name.endswith(".json")}
+    captions = {concept(name): json.loads(content)["caption"] for name, content in members("fluent", splits) if name.endswith(".json")}
     meanings = bert.sentences(options.teacher, [captions[name] for name in names])
     meanings = F.normalize(meanings - meanings.mean(0), dim=1)
     product, target = train.T @ train, train.T @ F.one_hot(labels, len(names)).float()
