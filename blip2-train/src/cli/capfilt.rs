@@ -8,18 +8,26 @@ use blip2_model::nn::Kernels;
 use blip2_model::session::Session;
 use blip2_model::with_backend;
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
-use super::data::{counter, warn};
+use super::data::counter;
 use super::generation::GenerationArgs;
 use super::model::DeviceArgs;
 use super::print;
+use super::share::share;
 use super::source::SourceSelect;
 use crate::data::augment::Transform;
 use crate::data::capfilt::models::{ScoreBy, SessionCaptioner, SessionScorer};
-use crate::data::capfilt::{CapFiltConfig, CapFiltReport, capfilt};
+use crate::data::capfilt::{CapFiltConfig, CapFiltReport, Models, capfilt};
 use crate::data::prepare::{Needs, Preparation};
 use crate::data::shard::ShardSet;
 use crate::data::stream::Data;
+use crate::eval::run::folder::Share;
+use crate::eval::run::model_sha256;
+use crate::say::say;
+
+/// Lost shards that the last message names.
+const NAMED: usize = 10;
 
 /// Arguments of `data capfilt`.
 #[derive(Debug, Args)]
@@ -27,7 +35,9 @@ use crate::data::stream::Data;
     after_help = "Example (BLIP-2's recipe: ten captions for each picture, the best two kept):
   blip2-train data capfilt \"web/{000..012}.tar\" --model CAPTIONER --scorer ITM_MODEL --score itc --out clean/
 
-A shard that exists in --out is done: start again after a stop, or run several processes with --rank and --world."
+A shard that exists in --out is done: start again after a stop, or run several processes (`blip2-train launch`, or
+--rank R --world W). capfilt.json in --out says how its shards are made; other settings need another --out.
+A shard that is damaged is not written; the command does the others, names it, and ends with exit code 2."
 )]
 pub struct CapFiltArgs {
     #[command(flatten)]
@@ -65,12 +75,15 @@ pub struct CapFiltArgs {
     /// Decode threads; 0 is one per processor
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// This process among --world
-    #[arg(long, default_value_t = 0)]
-    rank: u32,
-    /// Number of processes
-    #[arg(long, default_value_t = 1)]
-    world: u32,
+    /// Share of a shard's samples that may be unusable; five always may. A shard with more is not written
+    #[arg(long, value_name = "SHARE", default_value_t = CapFiltConfig::default().max_bad)]
+    max_bad: f64,
+    /// This process among --world [default: RANK]
+    #[arg(long)]
+    rank: Option<usize>,
+    /// Number of processes [default: WORLD_SIZE, or 1]
+    #[arg(long)]
+    world: Option<usize>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -101,31 +114,74 @@ pub fn run(args: &CapFiltArgs) -> Result<()> {
             args.source.path
         );
     };
+    let share = share(args.rank, args.world)?;
     let kind = BackendKind::choose(args.device.backend.as_deref())?;
     let report = with_backend!(kind, B => {
-        run_on::<B>(args, set, &B::open_device(args.device.device)?)
+        run_on::<B>(args, set, share, &B::open_device(args.device.device)?)
     })?;
-    print(args.json, &report, || {
-        format!(
-            "{} shards written, {} were there; {} samples, {} without a good caption, {} skipped; captions kept: {} synthetic, {} original",
-            report.shards,
-            report.present,
-            report.samples,
-            report.rejected,
-            report.skipped,
-            report.synthetic,
-            report.original
-        )
-    })
+    print(args.json, &report, || text(&report))?;
+    match lost(&report) {
+        Some(message) => bail!("{message}"),
+        None => Ok(()),
+    }
 }
 
-fn run_on<B: Kernels>(args: &CapFiltArgs, set: &ShardSet, device: &B::Device) -> Result<CapFiltReport> {
-    let captioner = args.device.open::<B>(&args.device.folder(&args.model)?, device)?;
-    let judge: Option<Session<B>> = match &args.scorer {
-        Some(model) => Some(args.device.open::<B>(&args.device.folder(model)?, device)?),
+fn text(report: &CapFiltReport) -> String {
+    format!(
+        "{} shards written, {} were there, {} lost; {} samples, {} without a good caption, {} skipped; captions kept: \
+         {} synthetic, {} original",
+        report.shards,
+        report.present,
+        report.lost.len(),
+        report.samples,
+        report.rejected,
+        report.skipped,
+        report.synthetic,
+        report.original
+    )
+}
+
+/// What to say of shards that could not be used.
+fn lost(report: &CapFiltReport) -> Option<String> {
+    let first = report.lost.first()?;
+    let named: Vec<String> = report
+        .lost
+        .iter()
+        .take(NAMED)
+        .map(|lost| format!("{}: {}", lost.shard, lost.reason))
+        .collect();
+    let more = match report.lost.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!("; and {more} more (--json lists all)"),
+    };
+    Some(format!(
+        "{} of {} shards cannot be used and are left out: {}{more}. Fetch them again, or save what is readable with \
+         `blip2-train data convert {} --to tar --out DIR`, or allow more bad samples with --max-bad; then run the same \
+         command again, which does only what is missing",
+        report.lost.len(),
+        report.lost.len() as u64 + report.shards + report.present,
+        named.join("; "),
+        first.shard
+    ))
+}
+
+fn run_on<B: Kernels>(
+    args: &CapFiltArgs,
+    set: &ShardSet,
+    share: Share,
+    device: &B::Device,
+) -> Result<CapFiltReport> {
+    let folder = args.device.folder(&args.model)?;
+    let captioner = args.device.open::<B>(&folder, device)?;
+    let judge: Option<(PathBuf, Session<B>)> = match &args.scorer {
+        Some(model) => {
+            let folder = args.device.folder(model)?;
+            let session = args.device.open::<B>(&folder, device)?;
+            Some((folder, session))
+        }
         None => None,
     };
-    let scorer = judge.as_ref().unwrap_or(&captioner);
+    let scorer = judge.as_ref().map_or(&captioner, |(_, session)| session);
     if !scorer.model.bridge.qformer.has_text_branch() {
         bail!(
             "{}: has no text branch to judge captions with; name a retrieval checkpoint with --scorer",
@@ -141,14 +197,37 @@ fn run_on<B: Kernels>(args: &CapFiltArgs, set: &ShardSet, device: &B::Device) ->
         generation.top_p = args.generation.overrides.top_p.unwrap_or(0.9);
         generation.top_k = args.generation.overrides.top_k.unwrap_or(0);
     }
+    let prompt = args.generation.prompt(false);
+    let by = match args.score {
+        ScoreArg::Itm => ScoreBy::Itm,
+        ScoreArg::Itc => ScoreBy::Itc,
+    };
+    let captioner_hash = model_sha256(&folder)?;
+    let scorer_hash = match &judge {
+        Some((folder, _)) => model_sha256(folder)?,
+        None => captioner_hash.clone(),
+    };
+    let settings = json!({
+        "model": captioner_hash,
+        "scorer": scorer_hash,
+        "score": by,
+        "max_length": args.max_length,
+        "prompt": prompt,
+        "generation": generation,
+        "dtype": args.device.dtype,
+        "dtype_llm": args.device.dtype_llm,
+        "dtype_qformer": args.device.dtype_qformer,
+    });
+    let settings = settings.as_object().cloned().unwrap_or_default();
     let config = CapFiltConfig {
         synthetic: args.synthetic,
         keep: args.keep,
         min_score: args.min_score,
         batch_size: args.batch,
         threads: args.threads,
-        rank: args.rank,
-        world: args.world,
+        max_bad: args.max_bad,
+        rank: share.rank.try_into()?,
+        world: share.world.try_into()?,
         preparation: Preparation {
             transform: Transform::Keep,
             clean: false,
@@ -159,26 +238,27 @@ fn run_on<B: Kernels>(args: &CapFiltArgs, set: &ShardSet, device: &B::Device) ->
     };
     let mut captioner = SessionCaptioner {
         session: &captioner,
-        prompt: args.generation.prompt(false),
+        prompt,
         generation,
     };
     let mut scorer = SessionScorer {
         session: scorer,
-        by: match args.score {
-            ScoreArg::Itm => ScoreBy::Itm,
-            ScoreArg::Itc => ScoreBy::Itc,
-        },
+        by,
         batch: args.batch,
         max_length: args.max_length,
+    };
+    let mut models = Models {
+        captioner: &mut captioner,
+        scorer: &mut scorer,
+        settings,
     };
     let bar = counter();
     let report = capfilt(
         set,
         &args.out,
         &config,
-        &mut captioner,
-        &mut scorer,
-        &mut |s| warn(s, &bar),
+        &mut models,
+        &mut |skipped| bar.suspend(|| say(format_args!("skipped {skipped}"))),
         &|n| bar.set_position(n),
     )?;
     bar.finish_and_clear();

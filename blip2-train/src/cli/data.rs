@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use self::args::{BenchArgs, ConvertArgs, InspectArgs, StatsArgs, ToArg, VerifyArgs};
+use self::args::{BenchArgs, ConvertArgs, InspectArgs, SourceArgs, StatsArgs, ToArg, VerifyArgs};
 pub use self::args::{DataArgs, DataCommand};
 use self::text::{stats_text, verification_text};
 use super::print;
@@ -40,6 +40,18 @@ pub fn run(args: DataArgs) -> anyhow::Result<()> {
     }
 }
 
+/// No sample to show, count or check; `first` is the reason of the first one passed over, `skipped` how many were.
+fn nothing(source: &SourceArgs, skipped: u64, first: Option<&str>) -> anyhow::Error {
+    let path = &source.select.path;
+    match first {
+        Some(first) => anyhow::anyhow!("{path}: none of {skipped} samples can be used; the first: {first}"),
+        None => anyhow::anyhow!(
+            "{path}: there is no sample in it; a shard holds KEY.jpg with KEY.txt or KEY.json, an annotation file a row \
+             for each picture"
+        ),
+    }
+}
+
 /// A counter on standard error; silent unless that is a terminal.
 pub(super) fn counter() -> ProgressBar {
     let style = ProgressStyle::with_template("{pos} samples, {per_sec}, {elapsed}");
@@ -59,6 +71,14 @@ fn run_inspect(args: InspectArgs) -> anyhow::Result<()> {
         ..SheetOptions::default()
     };
     let sheet = inspect(&args.source.open()?, options)?;
+    if sheet.shown.is_empty() {
+        let first = sheet.skipped.first().map(ToString::to_string);
+        return Err(nothing(
+            &args.source,
+            sheet.skipped.len() as u64,
+            first.as_deref(),
+        ));
+    }
     sheet.skipped.iter().for_each(|s| eprintln!("skipped {s}"));
     let mut png = std::io::Cursor::new(Vec::new());
     sheet.image.write_to(&mut png, image::ImageFormat::Png)?;
@@ -95,6 +115,9 @@ fn run_verify(args: VerifyArgs) -> anyhow::Result<()> {
     let bar = counter();
     let found = verify(&args.source.open()?, options, &|n| bar.set_position(n))?;
     bar.finish_and_clear();
+    if found.seen == 0 {
+        return Err(nothing(&args.source, 0, None));
+    }
     print(args.source.json, &found, || verification_text(&found))?;
     anyhow::ensure!(
         found.good == found.seen,
@@ -142,6 +165,16 @@ fn run_stats(args: StatsArgs) -> anyhow::Result<()> {
         bar.set_position(n)
     })?;
     bar.finish_and_clear();
+    if found.samples == 0 {
+        // the most frequent reason says most
+        let worst = found.bad.iter().max_by_key(|(_, count)| **count);
+        let first = worst.and_then(|(kind, _)| found.reasons.get(kind));
+        return Err(nothing(
+            &args.source,
+            found.bad.values().sum(),
+            first.map(String::as_str),
+        ));
+    }
     print(args.source.json, &found, || stats_text(&found))
 }
 
@@ -207,12 +240,11 @@ fn run_bench(args: BenchArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let counts = loader.counts();
     let rate = images as f64 / seconds;
-    let value =
-        json!({"images": images, "skipped": counts.bad, "seconds": seconds, "images_per_second": rate});
+    let value = json!({"images": images, "skipped": counts.bad, "shards_lost": counts.lost, "seconds": seconds, "images_per_second": rate});
     print(args.source.json, &value, || {
         format!(
-            "{images} images in {seconds:.2} s, {rate:.0} images/s, {} skipped",
-            counts.bad
+            "{images} images in {seconds:.2} s, {rate:.0} images/s, {} skipped, {} shards lost",
+            counts.bad, counts.lost
         )
     })
 }

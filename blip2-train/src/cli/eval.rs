@@ -1,6 +1,8 @@
 //! `eval caption | vqa | retrieval | itm | merge`: arguments and printing; the work is in [`crate::eval::run`].
 
 mod args;
+mod candidates;
+mod checkpoint;
 mod settle;
 
 use std::path::Path;
@@ -11,15 +13,16 @@ use blip2_model::nn::Kernels;
 use blip2_model::with_backend;
 
 pub use self::args::EvalArgs;
-use self::args::{EvalCommand, RunArgs};
+use self::args::{BadArgs, EvalCommand};
 use self::settle::Settle;
 use super::print;
+use super::share::share;
 use crate::eval::expected;
 use crate::eval::results::Report;
-use crate::eval::run::folder::Share;
 use crate::eval::run::pictures::Selection;
 use crate::eval::run::publish::finish;
 use crate::eval::run::{Effort, RunConfig, Runner};
+use crate::say::say;
 
 /// Runs `eval`.
 ///
@@ -36,9 +39,14 @@ pub fn run(args: EvalArgs) -> Result<()> {
         Some(EvalCommand::Vqa(verb)) => evaluate(verb, expected, args.json),
         Some(EvalCommand::Itm(verb)) => evaluate(verb, expected, args.json),
         Some(EvalCommand::Retrieval(verb)) => evaluate(verb, expected, args.json),
-        Some(EvalCommand::Merge(verb)) => {
-            publish(&verb.folder, expected, verb.threads, verb.cases, args.json)
-        }
+        Some(EvalCommand::Merge(verb)) => publish(
+            &verb.folder,
+            expected,
+            verb.threads,
+            verb.cases,
+            &verb.bad,
+            args.json,
+        ),
     }
 }
 
@@ -56,20 +64,25 @@ fn show_expected(recipe: Option<&str>, out: Option<&Path>, json: bool) -> Result
         }
         None => None,
     };
-    if expected::of_recipe(recipe).next().is_none() {
-        bail!("{}", expected::table(recipe, &[]));
-    }
-    let measured = report.map(|r| r.scores).unwrap_or_default();
-    let rows: Vec<serde_json::Value> = expected::of_recipe(recipe)
-        .flat_map(|row| {
-            row.figures.iter().map(|(metric, published)| {
-                let found = measured.iter().find(|s| s.metric == *metric).map(|s| s.value);
-                serde_json::json!({"metric": metric, "published": published, "measured": found,
-                    "source": row.source.to_string(), "data": row.data})
-            })
+    known_recipe(Some(recipe))?;
+    let measured = report.as_ref().map_or(&[][..], |report| &report.scores);
+    let rows: Vec<serde_json::Value> = expected::lines(recipe, measured)
+        .into_iter()
+        .map(|line| {
+            serde_json::json!({"metric": line.metric, "published": line.published.map(|(value, _)| value),
+                "measured": line.measured, "source": line.published.map(|(_, row)| row.source.to_string()),
+                "data": line.published.map(|(_, row)| row.data)})
         })
         .collect();
-    print(json, &rows, || expected::table(recipe, &measured))
+    if let (true, Some(report)) = (json, &report) {
+        say_notes(expected::notes(recipe, report));
+    }
+    print(json, &rows, || expected::table(recipe, report.as_ref()))
+}
+
+/// On standard error, for results that are for a program.
+fn say_notes(notes: Vec<String>) {
+    notes.iter().for_each(|note| say(format_args!("note: {note}")));
 }
 
 fn evaluate<S: Settle>(verb: &S, expected: Option<&str>, json: bool) -> Result<()> {
@@ -87,9 +100,9 @@ fn evaluate_on<B: Kernels, S: Settle>(
 ) -> Result<()> {
     let run = verb.run();
     known_recipe(expected)?;
-    let share = share(run)?;
+    let share = share(run.rank, run.world)?;
     let folder = run.device.folder(&run.model)?;
-    let session = run.device.open::<B>(&folder, device)?;
+    let session = checkpoint::open::<B>(run, &folder, device)?;
     let config = RunConfig {
         task: verb.task(&session)?,
         recipe: expected.map(str::to_owned),
@@ -105,6 +118,7 @@ fn evaluate_on<B: Kernels, S: Settle>(
         threads: run.threads,
         share,
         quiet: run.quiet,
+        max_bad: run.bad.max_bad,
     };
     let mut runner = Runner::open(session, &folder, &config, &run.out, effort)?;
     config.task.run(&mut runner)?;
@@ -113,29 +127,39 @@ fn evaluate_on<B: Kernels, S: Settle>(
     if share.world > 1 {
         if !run.quiet {
             let out = run.out.display();
-            eprintln!(
+            say(format_args!(
                 "rank {} of {} is done; when all are: blip2-train eval merge {out}",
                 share.rank, share.world
-            );
+            ));
         }
         return Ok(());
     }
-    publish(&run.out, expected, run.threads, run.cases, json)
+    publish(&run.out, expected, run.threads, run.cases, &run.bad, json)
 }
 
 fn known_recipe(recipe: Option<&str>) -> Result<()> {
     match recipe {
         Some(recipe) if expected::of_recipe(recipe).next().is_none() => {
-            bail!("{}", expected::table(recipe, &[]))
+            bail!("{}", expected::table(recipe, None))
         }
         _ => Ok(()),
     }
 }
 
-fn publish(folder: &Path, expected: Option<&str>, threads: usize, cases: usize, json: bool) -> Result<()> {
+fn publish(
+    folder: &Path,
+    expected: Option<&str>,
+    threads: usize,
+    cases: usize,
+    bad: &BadArgs,
+    json: bool,
+) -> Result<()> {
     known_recipe(expected)?;
-    let (report, notes) = finish(folder, expected.map(str::to_owned), threads, cases)?;
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    let (report, notes) = finish(folder, expected.map(str::to_owned), threads, cases, bad.max_bad)?;
+    say_notes(notes);
+    if json {
+        say_notes(expected::notes(&report.recipe, &report));
+    }
     print(json, &report, || text(&report, folder))
 }
 
@@ -146,12 +170,12 @@ fn text(report: &Report, folder: &Path) -> String {
     )];
     if report.skipped > 0 {
         lines.push(format!(
-            "{} samples could not be read and are left out",
+            "{} samples could not be used and are left out; skipped.N.jsonl and the page name them",
             report.skipped
         ));
     }
     match expected::of_recipe(&report.recipe).next() {
-        Some(_) => lines.push(expected::table(&report.recipe, &report.scores)),
+        Some(_) => lines.push(expected::table(&report.recipe, Some(report))),
         None => lines.extend(
             report
                 .scores
@@ -165,29 +189,4 @@ fn text(report: &Report, folder: &Path) -> String {
         folder.join("index.html").display()
     ));
     lines.join("\n")
-}
-
-fn share(run: &RunArgs) -> Result<Share> {
-    let variable = |name: &str| -> Result<Option<usize>> {
-        match std::env::var(name) {
-            Err(_) => Ok(None),
-            Ok(text) => match text.parse() {
-                Ok(number) => Ok(Some(number)),
-                Err(_) => {
-                    bail!("the variable {name} is `{text}`; it must be a number, or use --rank and --world")
-                }
-            },
-        }
-    };
-    let (rank, world) = match (run.rank, run.world) {
-        (None, None) => (
-            variable("RANK")?.unwrap_or(0),
-            variable("WORLD_SIZE")?.unwrap_or(1),
-        ),
-        (rank, world) => (rank.unwrap_or(0), world.unwrap_or(1)),
-    };
-    if rank >= world {
-        bail!("rank {rank} of {world} processes: ranks go from 0 to one below --world");
-    }
-    Ok(Share { rank, world })
 }

@@ -9,6 +9,7 @@ mod launch;
 mod model;
 mod plan;
 mod report;
+mod share;
 mod source;
 mod train;
 

@@ -2,6 +2,8 @@
 //!
 //! What the fields are called is in [`super::formats`].
 
+mod answers;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +40,7 @@ pub struct AnnotationConfig {
     /// Karpathy files: "train" (with restval), "val" or "test"; everything when absent.
     #[serde(default)]
     pub split: Option<String>,
-    /// Official VQA files: the annotations that go with the questions.
+    /// Files of questions: the official annotations with their answers, joined by `question_id`.
     #[serde(default)]
     pub answers: Option<PathBuf>,
     /// One sample per caption (training) instead of one per picture.
@@ -126,7 +128,11 @@ impl AnnotationSet {
                 set.entries = official::karpathy(bytes, config.split.as_deref()).map_err(json)?
             }
             Layout::CocoOfficial => set.entries = official::coco(bytes).map_err(json)?,
-            Layout::VqaOfficial => set.entries = official::vqa(bytes, answers).map_err(json)?,
+            Layout::VqaOfficial => set.entries = official::vqa(bytes, None).map_err(json)?,
+        }
+        if let Some(bytes) = answers {
+            let path = config.answers.as_deref().unwrap_or(Path::new("answers"));
+            answers::join(&mut set.entries, bytes, path)?;
         }
         Ok(set.finish(config.pairs))
     }

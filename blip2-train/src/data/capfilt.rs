@@ -2,26 +2,29 @@
 //! synthetic captions and the top two, section 6.1 of the format notes).
 //!
 //! One shard in, one shard out, under the same name; `json` is the list of captions, best first, which is what
-//! section 7.3 reads. The models are behind two traits. A shard that exists is done: rerun to go on after a stop, run
-//! several processes with different ranks to go faster.
+//! section 7.3 reads; scores, the captions that were there and the JSON fields of the input are in `capfilt` beside it.
+//! The models are behind two traits. A shard that exists is done: rerun to go on after a stop, run several processes
+//! with different ranks to go faster. A damaged shard is not written. [`record`] keeps a folder to one set of settings.
 
+pub mod error;
+mod fields;
+mod job;
 pub mod models;
+pub mod record;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value};
 
-use super::facts::in_order;
-use super::mixture::Source;
-use super::output::{AtomicFile, Unique, append, safe_key};
-use super::pipeline::Work;
+use self::error::{CapFiltError, LostShard};
+use self::job::Job;
+use self::record::Record;
 use super::prepare::{Needs, Preparation};
-use super::sample::{DataError, ImageSource, Skipped};
+use super::sample::{DataError, Skipped};
 use super::shard::ShardSet;
-use super::stream::Data;
 
 /// What a model may fail with.
 pub type ModelError = Box<dyn std::error::Error + Send + Sync>;
@@ -52,6 +55,8 @@ pub struct CapFiltConfig {
     pub batch_size: usize,
     /// Decode threads; 0 means one per processor.
     pub threads: usize,
+    /// Share of a shard's samples that may be bad, 0 to 1; a few may always be. A shard with more is not written.
+    pub max_bad: f64,
     /// This process and the number of processes; shards are dealt out in turn.
     pub rank: u32,
     /// Number of processes.
@@ -73,6 +78,7 @@ impl Default for CapFiltConfig {
             min_score: None,
             batch_size: 32,
             threads: 0,
+            max_bad: 0.01,
             rank: 0,
             world: 1,
             preparation,
@@ -80,8 +86,25 @@ impl Default for CapFiltConfig {
     }
 }
 
+impl CapFiltConfig {
+    fn check(&self) -> Result<(), DataError> {
+        let bad = |field, value: String, remedy| Err(DataError::Setting { field, value, remedy });
+        match () {
+            () if self.keep == 0 => bad("keep", "0".into(), "at least 1"),
+            () if self.batch_size == 0 => bad("batch size", "0".into(), "at least 1"),
+            () if !(0.0..=1.0).contains(&self.max_bad) => {
+                bad("max_bad", self.max_bad.to_string(), "from 0 to 1")
+            }
+            () if self.rank >= self.world => {
+                bad("rank", self.rank.to_string(), "below the number of processes")
+            }
+            () => self.preparation.transform.check(),
+        }
+    }
+}
+
 /// Counts of a CapFilt job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CapFiltReport {
     /// Shards written.
     pub shards: u64,
@@ -97,14 +120,19 @@ pub struct CapFiltReport {
     pub synthetic: u64,
     /// Kept captions that were there before.
     pub original: u64,
+    /// Shards that are not written because they cannot be used; their samples are counted nowhere.
+    pub lost: Vec<LostShard>,
 }
 
-/// A picture on its way through the models.
-struct Candidate {
-    key: String,
-    bytes: Vec<u8>,
-    image: RgbImage,
-    originals: Vec<String>,
+impl CapFiltReport {
+    fn add(&mut self, shard: &Self) {
+        self.shards += shard.shards;
+        self.samples += shard.samples;
+        self.skipped += shard.skipped;
+        self.rejected += shard.rejected;
+        self.synthetic += shard.synthetic;
+        self.original += shard.original;
+    }
 }
 
 /// Captions with scores, best first; the order of equal scores is kept, so originals win ties.
@@ -116,46 +144,45 @@ pub fn rank(captions: Vec<String>, scores: &[f32]) -> Vec<(String, f32)> {
     ranked
 }
 
+/// The models in their roles.
+pub struct Models<'a> {
+    /// Writes captions.
+    pub captioner: &'a mut dyn Captioner,
+    /// Judges them.
+    pub scorer: &'a mut dyn Scorer,
+    /// What tells these models and the way they are asked from others, for the [`record`].
+    pub settings: Map<String, Value>,
+}
+
 /// Runs the job over the shards of `set`, writing to `folder`. `skipped` hears of samples passed over, `progress` of
-/// samples done.
+/// samples done. Shards that cannot be used are in the report; the others are done all the same.
 pub fn capfilt(
     set: &ShardSet,
     folder: &Path,
     config: &CapFiltConfig,
-    captioner: &mut dyn Captioner,
-    scorer: &mut dyn Scorer,
+    models: &mut Models,
     skipped: &mut dyn FnMut(&Skipped),
     progress: &dyn Fn(u64),
-) -> Result<CapFiltReport, DataError> {
-    let bad = |field, value: usize, remedy| {
-        Err(DataError::Setting {
-            field,
-            value: value.to_string(),
-            remedy,
-        })
-    };
-    match () {
-        () if config.keep == 0 => return bad("keep", 0, "at least 1"),
-        () if config.batch_size == 0 => return bad("batch size", 0, "at least 1"),
-        () if config.rank >= config.world => {
-            return bad("rank", config.rank as usize, "below the number of processes");
-        }
-        () => config.preparation.transform.check()?,
-    }
-    let mut names = std::collections::HashSet::new();
-    let mut report = CapFiltReport::default();
-    for (i, path) in set.paths.iter().enumerate() {
+) -> Result<CapFiltReport, CapFiltError> {
+    config.check()?;
+    let mut shards: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
+    for path in &set.paths {
         let name = shard_name(path);
-        if !names.insert(name.clone()) {
-            return bad(
-                "shards with one name",
-                i,
-                "put shards of equal name into separate runs",
-            );
+        if shards.insert(name.clone(), path).is_some() {
+            return Err(CapFiltError::OneName {
+                name: name.to_string_lossy().into_owned(),
+            });
         }
-        if i as u64 % u64::from(config.world) != u64::from(config.rank) {
-            continue;
-        }
+    }
+    Record::new(config, models.settings.clone()).claim(folder, shards.keys().map(PathBuf::as_path))?;
+    let mut report = CapFiltReport::default();
+    for path in set
+        .paths
+        .iter()
+        .skip(config.rank as usize)
+        .step_by(config.world as usize)
+    {
+        let name = shard_name(path);
         let out = folder.join(&name);
         if out.exists() {
             report.present += 1;
@@ -166,14 +193,20 @@ pub fn capfilt(
             samples: None,
             ..set.clone()
         };
-        let mut job = Job {
+        let job = Job {
             config,
-            captioner,
-            scorer,
-            report: &mut report,
-            shard: name,
+            models,
+            shard: name.to_string_lossy().into_owned(),
+            report: CapFiltReport::default(),
         };
-        job.run(one, &out, skipped, progress)?;
+        let before = report.samples;
+        match job.run(one, &out, skipped, &|samples| progress(before + samples))? {
+            Ok(done) => report.add(&done),
+            Err(loss) => report.lost.push(LostShard {
+                shard: path.to_string_lossy().into_owned(),
+                reason: loss.to_string(),
+            }),
+        }
     }
     Ok(report)
 }
@@ -182,147 +215,6 @@ fn shard_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = name.find('.').map_or(&*name, |dot| &name[..dot]);
     PathBuf::from(format!("{}.tar", if stem == "-" { "stdin" } else { stem }))
-}
-
-/// One shard in work.
-struct Job<'a> {
-    config: &'a CapFiltConfig,
-    captioner: &'a mut dyn Captioner,
-    scorer: &'a mut dyn Scorer,
-    report: &'a mut CapFiltReport,
-    shard: PathBuf,
-}
-
-impl Job<'_> {
-    fn run(
-        &mut self,
-        set: ShardSet,
-        out: &Path,
-        skipped: &mut dyn FnMut(&Skipped),
-        progress: &dyn Fn(u64),
-    ) -> Result<(), DataError> {
-        let source = Source {
-            name: set.paths[0].to_string_lossy().into(),
-            data: Data::Shards(Arc::new(set)),
-            ratio: None,
-        };
-        let preparation = self.config.preparation.clone();
-        let work: Work<Candidate> = Arc::new(move |source, pass, mut sample| {
-            let bytes = sample.image.read(preparation.max_bytes)?;
-            sample.image = ImageSource::Bytes(bytes.clone());
-            let originals = sample.captions.clone();
-            let example = preparation.run(0, source, pass, sample)?;
-            Ok(Candidate {
-                key: example.key,
-                bytes,
-                image: example.image,
-                originals,
-            })
-        });
-        let mut tar = tar::Builder::new(AtomicFile::create(out)?);
-        let mut keys = Unique::default();
-        let mut batch = Vec::new();
-        for item in in_order(&source, self.config.threads, work)? {
-            match item?.outcome {
-                Ok(candidate) => batch.push(candidate),
-                Err(skip) => {
-                    self.report.skipped += 1;
-                    skipped(&skip);
-                }
-            }
-            if batch.len() == self.config.batch_size {
-                self.batch(&mut batch, &mut tar, &mut keys, out)?;
-                progress(self.report.samples);
-            }
-        }
-        self.batch(&mut batch, &mut tar, &mut keys, out)?;
-        progress(self.report.samples);
-        tar.into_inner().map_err(DataError::io(out))?.commit()?;
-        self.report.shards += 1;
-        Ok(())
-    }
-
-    fn batch(
-        &mut self,
-        batch: &mut Vec<Candidate>,
-        tar: &mut tar::Builder<AtomicFile>,
-        keys: &mut Unique,
-        out: &Path,
-    ) -> Result<(), DataError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let images: Vec<RgbImage> = batch.iter_mut().map(|w| std::mem::take(&mut w.image)).collect();
-        let synthetic = self.captioner.caption(&images, self.config.synthetic);
-        let synthetic = self.checked("captioner", synthetic, |_| self.config.synthetic, images.len())?;
-        let candidates: Vec<Vec<String>> = batch
-            .iter()
-            .zip(synthetic)
-            .map(|(w, s)| distinct(w.originals.iter().cloned().chain(s)))
-            .collect();
-        let scores = self.scorer.score(&images, &candidates);
-        let scores = self.checked("scorer", scores, |i| candidates[i].len(), images.len())?;
-        for ((work, captions), scores) in batch.drain(..).zip(candidates).zip(scores) {
-            let mut ranked = rank(captions, &scores);
-            ranked.retain(|(_, score)| self.config.min_score.is_none_or(|least| *score >= least));
-            ranked.truncate(self.config.keep);
-            if ranked.is_empty() {
-                self.report.rejected += 1;
-                continue;
-            }
-            let ours = ranked.iter().filter(|(c, _)| !work.originals.contains(c)).count() as u64;
-            self.report.synthetic += ours;
-            self.report.original += ranked.len() as u64 - ours;
-            let key = keys.of(safe_key(&work.key));
-            let captions: Vec<&String> = ranked.iter().map(|(c, _)| c).collect();
-            let notes: Vec<_> = ranked
-                .iter()
-                .map(|(caption, score)| json!({"score": score, "synthetic": !work.originals.contains(caption)}))
-                .collect();
-            let notes = json!({"original": work.originals, "kept": notes}).to_string();
-            let list = json!(captions).to_string();
-            let extension = match image::guess_format(&work.bytes) {
-                Ok(format) => super::facts::extension_of(format),
-                Err(_) => "jpg", // decoded above, so this does not happen
-            };
-            let members = [
-                (extension, &work.bytes[..]),
-                ("json", list.as_bytes()),
-                ("capfilt", notes.as_bytes()),
-            ];
-            for (extension, body) in members {
-                append(tar, &format!("{key}.{extension}"), body).map_err(DataError::io(out))?;
-            }
-            self.report.samples += 1;
-        }
-        Ok(())
-    }
-
-    /// A model that answers with another number of rows than asked is broken; its words cannot be matched to pictures.
-    fn checked<T>(
-        &self,
-        stage: &'static str,
-        answer: Result<Vec<Vec<T>>, ModelError>,
-        wanted: impl Fn(usize) -> usize,
-        rows: usize,
-    ) -> Result<Vec<Vec<T>>, DataError> {
-        let shard = || self.shard.to_string_lossy().into_owned();
-        let answer = answer.map_err(|source| DataError::Model {
-            stage,
-            shard: shard(),
-            source,
-        })?;
-        let wrong = answer.len() != rows || answer.iter().enumerate().any(|(i, row)| row.len() != wanted(i));
-        if wrong {
-            let source = ModelError::from("the number of results differs from the number asked for");
-            return Err(DataError::Model {
-                stage,
-                shard: shard(),
-                source,
-            });
-        }
-        Ok(answer)
-    }
 }
 
 /// Captions without blank and repeated ones (case and outer space do not count).

@@ -3,6 +3,9 @@
 //! Encoded pictures are copied, never decoded. Shards are written one by one under their final name; a stopped
 //! conversion goes on after the last complete shard.
 
+mod labels;
+
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use super::facts::extension_of;
 use super::mixture::{Cursor, Mixture, MixtureConfig, Source, Start};
 use super::output::{AtomicFile, Unique, append, safe_key, write_file};
 use super::prepare::Preparation;
-use super::sample::{DataError, Problem, Sample, Skipped};
+use super::sample::{DataError, ImageSource, Problem, Sample, Skipped};
 use super::stream::Order;
 
 /// What is written.
@@ -98,7 +101,7 @@ fn in_order(source: &Source, start: Start) -> Result<Mixture, DataError> {
 
 /// The encoded picture with its extension.
 fn picture(sample: &mut Sample) -> Result<(Vec<u8>, &'static str), Problem> {
-    let image = std::mem::replace(&mut sample.image, super::sample::ImageSource::Bytes(Vec::new()));
+    let image = std::mem::replace(&mut sample.image, ImageSource::Bytes(Vec::new()));
     let bytes = image.read(Preparation::default().max_bytes)?;
     let header = read_header(&bytes, "image").map_err(|e| Problem::Decode(Arc::new(e)))?;
     Ok((bytes, extension_of(header.format)))
@@ -120,6 +123,14 @@ pub(super) fn fields(sample: &Sample) -> Map<String, Value> {
         if let Some(id) = &q.id {
             out.insert("question_id".into(), json!(id));
         }
+        for (name, value) in [
+            ("answer_type", &q.answer_type),
+            ("question_type", &q.question_type),
+        ] {
+            if let Some(value) = value {
+                out.insert(name.into(), json!(value));
+            }
+        }
         // one entry for each annotator, so that the weights come out the same
         let given = q
             .answers
@@ -137,13 +148,37 @@ pub(super) fn fields(sample: &Sample) -> Map<String, Value> {
     out
 }
 
-/// A name for the sample: its key, with the file's name where keys are mere row numbers.
-fn name_of(sample: &Sample) -> String {
-    if sample.image_index.is_some() {
-        let number = sample.key.parse::<u64>().unwrap_or_default();
-        return format!("{number:08}");
+/// [`fields`], with what else a conversion must keep: the row's label, and which samples show the same picture, which an
+/// annotation file says by the picture's name.
+fn row(sample: &Sample, labels: &HashMap<String, Value>) -> Map<String, Value> {
+    let mut row = fields(sample);
+    if let (None, Some(index)) = (&sample.image_id, sample.image_index) {
+        row.insert("image_id".into(), json!(number(index.into())));
     }
-    safe_key(&sample.key)
+    if let Some(label) = labels.get(&sample.key) {
+        row.insert("label".into(), label.clone());
+    }
+    row
+}
+
+fn number(number: u64) -> String {
+    format!("{number:08}")
+}
+
+/// A name for the sample: its key, a number in the files of rows.
+fn name_of(sample: &Sample) -> String {
+    match sample.image_index {
+        Some(_) => number(sample.key.parse().unwrap_or_default()),
+        None => safe_key(&sample.key),
+    }
+}
+
+/// A name for the picture of the sample.
+fn picture_name(sample: &Sample) -> String {
+    match sample.image_index {
+        Some(index) => number(index.into()),
+        None => safe_key(&sample.key),
+    }
 }
 
 fn to_tar(
@@ -191,6 +226,7 @@ fn to_tar(
         None => (Start::Epoch(0), Converted::default()),
     };
     let mut mixture = in_order(source, start)?;
+    let labels = labels::labels(&source.data)?;
     let mut ended = false;
     while !ended {
         let path = folder.join(format!("{prefix}-{:05}.tar", done.shards));
@@ -213,7 +249,7 @@ fn to_tar(
             match ready {
                 Ok((sample, (bytes, extension))) => {
                     let name = names.of(name_of(&sample));
-                    let text = Value::Object(fields(&sample)).to_string();
+                    let text = Value::Object(row(&sample, &labels)).to_string();
                     let mut members = vec![(extension, bytes.as_slice()), ("json", text.as_bytes())];
                     if let Some(caption) = sample.captions.first() {
                         members.push(("txt", caption.as_bytes()));
@@ -264,30 +300,45 @@ fn to_folder(
     });
     let mut rows = AtomicFile::create(&path)?;
     let mut names = Unique::default();
+    // files below `images/` by the file that they came from: several rows may name one picture
+    let mut written: HashMap<PathBuf, String> = HashMap::new();
+    let labels = labels::labels(&source.data)?;
     let mut mixture = in_order(source, Start::Epoch(0))?;
     let mut done = Converted::default();
     while let Some(drawn) = mixture.next_sample()? {
         progress(done.samples + done.skipped);
         let mut write = |mut sample: Sample| -> Result<Result<Map<String, Value>, Skipped>, DataError> {
-            let (bytes, extension) = match picture(&mut sample) {
-                Ok(encoded) => encoded,
-                Err(problem) => {
-                    return Ok(Err(Skipped {
-                        shard: sample.shard,
-                        key: sample.key,
-                        problem,
-                    }));
+            let file = match &sample.image {
+                ImageSource::Path(path) => Some(path.clone()),
+                ImageSource::Bytes(_) => None,
+            };
+            let known = file.as_ref().and_then(|file| written.get(file));
+            let image = match known {
+                Some(image) => image.clone(),
+                None => {
+                    let (bytes, extension) = match picture(&mut sample) {
+                        Ok(encoded) => encoded,
+                        Err(problem) => {
+                            return Ok(Err(Skipped {
+                                shard: sample.shard,
+                                key: sample.key,
+                                problem,
+                            }));
+                        }
+                    };
+                    let image = format!("{}.{extension}", names.of(picture_name(&sample)));
+                    let path = folder.join("images").join(&image);
+                    // a stopped conversion left whole files only: those need not be written again
+                    if std::fs::metadata(&path).map_or(true, |m| m.len() != bytes.len() as u64) {
+                        write_file(&path, &bytes)?;
+                    }
+                    written.extend(file.map(|file| (file, image.clone())));
+                    image
                 }
             };
-            let image = format!("{}.{extension}", names.of(name_of(&sample)));
-            let file = folder.join("images").join(&image);
-            // a stopped conversion left whole files only: those need not be written again
-            if std::fs::metadata(&file).map_or(true, |m| m.len() != bytes.len() as u64) {
-                write_file(&file, &bytes)?;
-            }
-            let mut row = Map::from_iter([("image".to_owned(), Value::from(format!("images/{image}")))]);
-            row.extend(fields(&sample));
-            Ok(Ok(row))
+            let mut out = Map::from_iter([("image".to_owned(), Value::from(format!("images/{image}")))]);
+            out.extend(row(&sample, &labels));
+            Ok(Ok(out))
         };
         let row = match drawn.sample {
             Ok(sample) => write(sample)?,

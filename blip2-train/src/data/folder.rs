@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::annotations::{AnnotationConfig, AnnotationSet, Entry};
+use super::checked;
 use super::sample::{DataError, Problem};
 
 /// Caption files looked for, in this order; the `metadata` names are those of Hugging Face image folders.
@@ -30,7 +31,7 @@ pub fn open_folder(dir: &Path, config: &AnnotationConfig) -> Result<AnnotationSe
         .map(|name| dir.join(name))
         .find(|p| p.is_file())
     {
-        let set = AnnotationSet::open(&AnnotationConfig {
+        let set = checked::open(&AnnotationConfig {
             path,
             images: Some(config.images.clone().unwrap_or_else(|| dir.to_owned())),
             ..config.clone()
@@ -41,6 +42,9 @@ pub fn open_folder(dir: &Path, config: &AnnotationConfig) -> Result<AnnotationSe
                 .find(|name| inner.join(name).exists() || dir.join(name).exists())
                 .is_some_and(|name| !dir.join(name).exists());
         return Ok(if below_images { set.with_images(inner) } else { set });
+    }
+    if let Some(split) = &config.split {
+        return Err(checked::no_splits(dir, split));
     }
     let root = if inner.is_dir() { inner } else { dir.to_owned() };
     let mut images = Vec::new();
@@ -85,7 +89,7 @@ fn sidecar(root: &Path, image: PathBuf) -> Result<Entry, Problem> {
     let captions = match text {
         None => Vec::new(),
         Some(path) => {
-            let bytes = std::fs::read(path).map_err(Problem::io)?;
+            let bytes = std::fs::read(&path).map_err(Problem::file(path))?;
             let lines = Problem::utf8("txt", &bytes)?.lines().map(str::trim);
             lines.filter(|l| !l.is_empty()).map(str::to_owned).collect()
         }

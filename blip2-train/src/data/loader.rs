@@ -4,8 +4,8 @@
 
 mod batch;
 mod config;
+mod tally;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::mixture::{Cursor, Draw, Mixture, MixtureConfig, Source, Start};
@@ -14,6 +14,7 @@ use super::prepare::{Example, Preparation};
 use super::sample::{DataError, Skipped};
 pub use batch::{Batch, Counts, LoaderCursor, LoaderStart};
 pub use config::{ErrorPolicy, LoaderConfig};
+pub(crate) use tally::Tally;
 
 struct Pending {
     number: u64,
@@ -29,7 +30,7 @@ pub struct Loader {
     pools: Vec<Vec<Pending>>,
     after: Arc<Cursor>,
     taken: u64,
-    counts: Counts,
+    tally: Tally,
     skipped: Vec<Skipped>,
     share: Option<u64>,
     ended: bool,
@@ -61,14 +62,6 @@ impl Loader {
                 "one for all data sets or one for each",
             );
         }
-        if !(0.0..=1.0).contains(&config.errors.share) {
-            let value = config.errors.share.to_string();
-            return Err(DataError::Setting {
-                field: "share of bad samples",
-                value,
-                remedy: "0 to 1",
-            });
-        }
         if matches!(mixture.draw, Draw::Batch(size) if size != config.batch_size) {
             return bad(
                 "batch size",
@@ -82,9 +75,14 @@ impl Loader {
         } else {
             1
         };
-        let (start, passed_over, seen, bad) = match start {
-            LoaderStart::Epoch(epoch) => (Start::Epoch(epoch), Vec::new(), 0, 0),
-            LoaderStart::After(c) => (Start::At(c.mixture), c.passed_over, c.seen, c.bad),
+        let from = match &start {
+            LoaderStart::Epoch(_) => None,
+            LoaderStart::After(cursor) => Some(cursor),
+        };
+        let tally = Tally::new(config.errors, sources, from)?;
+        let (start, passed_over) = match start {
+            LoaderStart::Epoch(epoch) => (Start::Epoch(epoch), Vec::new()),
+            LoaderStart::After(cursor) => (Start::At(cursor.mixture), cursor.passed_over),
         };
         let stream = Mixture::new(sources, mixture, start)?;
         let (after, share) = (Arc::new(stream.cursor()), stream.share());
@@ -104,11 +102,7 @@ impl Loader {
             pools: (0..pools).map(|_| Vec::new()).collect(),
             after,
             taken: 0,
-            counts: Counts {
-                seen,
-                bad,
-                kinds: BTreeMap::new(),
-            },
+            tally,
             skipped: Vec::new(),
             share,
             ended: false,
@@ -127,9 +121,9 @@ impl Loader {
         })
     }
 
-    /// Samples seen and skipped so far.
+    /// Samples seen and skipped so far, shards seen and lost.
     pub fn counts(&self) -> &Counts {
-        &self.counts
+        self.tally.counts()
     }
 
     /// Skipped samples not yet handed over with a batch (after the last one).
@@ -166,9 +160,9 @@ impl Loader {
         } = item;
         self.after = after;
         self.taken = number + 1;
-        self.counts.seen += 1;
         match outcome {
             Ok(example) => {
+                self.tally.good(&example.shard);
                 let pool = if self.pools.len() > 1 { source as usize } else { 0 };
                 self.pools[pool].push(Pending {
                     number,
@@ -178,19 +172,7 @@ impl Loader {
                 Ok((self.pools[pool].len() >= self.config.batch_size as usize).then_some(pool))
             }
             Err(skipped) => {
-                self.counts.bad += 1;
-                *self.counts.kinds.entry(skipped.problem.kind()).or_default() += 1;
-                let (bad, seen, policy) = (self.counts.bad, self.counts.seen, self.config.errors);
-                if policy.exceeded(bad, seen) {
-                    let limit = format!("{} and {} % of all", policy.allowed, policy.share * 100.0);
-                    return Err(DataError::TooManyBad {
-                        bad,
-                        seen,
-                        limit,
-                        last: Box::new(skipped),
-                    });
-                }
-                self.skipped.push(skipped);
+                self.skipped.push(self.tally.skipped(skipped)?);
                 Ok(None)
             }
         }
@@ -212,7 +194,7 @@ impl Loader {
     fn cursor(&self) -> LoaderCursor {
         let mut pending: Vec<&Pending> = self.pools.iter().flatten().collect();
         pending.sort_by_key(|p| p.number);
-        let seen = self.counts.seen - pending.len() as u64;
+        let counts = self.tally.counts();
         let (mixture, passed_over) = match pending.first() {
             None => (&self.after, Vec::new()),
             Some(oldest) => {
@@ -224,8 +206,10 @@ impl Loader {
         LoaderCursor {
             mixture: Cursor::clone(mixture),
             passed_over,
-            seen,
-            bad: self.counts.bad,
+            seen: counts.seen - pending.len() as u64,
+            bad: counts.bad,
+            shards: counts.shards,
+            lost: self.tally.lost().clone(),
         }
     }
 }

@@ -7,6 +7,8 @@
 
 mod config;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::rng::KeyedRng;
@@ -29,6 +31,9 @@ pub enum Start {
 pub struct Cursor {
     /// Digest of everything the order depends on but the process.
     setup: String,
+    /// Names of the data sets, for messages.
+    #[serde(default, with = "names")]
+    names: Arc<Vec<String>>,
     rank: u32,
     world: u32,
     epoch: u64,
@@ -62,7 +67,7 @@ pub struct Drawn {
 pub struct Mixture {
     config: MixtureConfig,
     setup: String,
-    names: Vec<String>,
+    names: Arc<Vec<String>>,
     ratios: Option<Vec<f64>>,
     streams: Vec<SourceStream>,
     done: Vec<bool>,
@@ -96,7 +101,7 @@ impl Mixture {
             .collect();
         let mut mixture = Self {
             setup: setup(sources, &config, ratios.as_deref()),
-            names: sources.iter().map(|s| s.name.clone()).collect(),
+            names: Arc::new(sources.iter().map(|s| s.name.clone()).collect()),
             config,
             ratios,
             done: vec![false; streams.len()],
@@ -126,8 +131,8 @@ impl Mixture {
         if cursor.setup != self.setup || !fits {
             return differ(
                 "data set list, seed, ratios or buffer",
-                cursor.setup,
-                self.setup.clone(),
+                described(&cursor.names, &cursor.setup),
+                described(&self.names, &self.setup),
             );
         }
         for (stream, position) in self.streams.iter_mut().zip(cursor.sources) {
@@ -143,6 +148,7 @@ impl Mixture {
     pub fn cursor(&self) -> Cursor {
         Cursor {
             setup: self.setup.clone(),
+            names: self.names.clone(),
             rank: self.config.split.rank,
             world: self.config.split.world,
             epoch: self.epoch,
@@ -255,6 +261,29 @@ impl Mixture {
         KeyedRng::numbered(self.config.order.seed, "draw", &key)
             .weighted(&weights)
             .map(|i| i as u32)
+    }
+}
+
+/// Data sets by name, and the digest that tells two settings over the same ones apart.
+fn described(names: &[String], setup: &str) -> String {
+    match names {
+        [] => setup.to_owned(), // saved before names were
+        names => format!("{} ({setup})", names.join(", ")),
+    }
+}
+
+/// Names as a plain list; cursors share them, since there is one for every sample.
+mod names {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(names: &Arc<Vec<String>>, to: S) -> Result<S::Ok, S::Error> {
+        names.as_slice().serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<Vec<String>>, D::Error> {
+        Vec::deserialize(from).map(Arc::new)
     }
 }
 

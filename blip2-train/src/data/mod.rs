@@ -2,6 +2,7 @@
 pub mod annotations;
 pub mod augment;
 pub mod capfilt;
+mod checked;
 pub mod convert;
 pub mod facts;
 pub mod folder;

@@ -1,7 +1,7 @@
 //! Annotation files as their publishers write them, where that is not a list of rows: Karpathy splits, COCO captions,
 //! VQAv2 / OK-VQA questions with annotations.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,6 +60,13 @@ pub(super) fn karpathy(bytes: &[u8], split: Option<&str>) -> Entries {
             })
         })
         .collect())
+}
+
+/// The splits that occur in a Karpathy file, sorted.
+pub(super) fn karpathy_splits(bytes: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+    let file: Karpathy = serde_json::from_slice(bytes)?;
+    let splits: BTreeSet<String> = file.images.into_iter().map(|image| image.split).collect();
+    Ok(splits.into_iter().collect())
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,7 @@
 //! Files written whole or not at all, names that are safe on any disk.
 
+mod partial;
+
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -16,11 +18,11 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Starts writing beside `path`; folders are made.
+    /// Starts writing beside `path`; folders are made, and what a killed process left of it is taken away.
     pub fn create(path: &Path) -> Result<Self, DataError> {
         let folder = atomic::folder_of(path);
         std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
-        let file = atomic::beside(path).map_err(DataError::io(folder))?;
+        let file = partial::create(path).map_err(DataError::io(folder))?;
         Ok(Self {
             path: path.to_owned(),
             file: BufWriter::with_capacity(1 << 20, file),

@@ -2,6 +2,7 @@
 //!
 //! Columns are read a few dozen rows at a time straight from their pages, so memory does not grow with row groups.
 
+mod codec;
 mod footer;
 
 use std::collections::VecDeque;
@@ -18,6 +19,9 @@ use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use serde::{Deserialize, Serialize};
 
 use super::sample::{DataError, ImageSource, Problem, Question, Sample, Skipped, weigh_answers};
+
+/// Columns that are looked for.
+const COLUMNS: usize = 8;
 
 /// Rows read at a time.
 const ROWS: usize = 32;
@@ -38,6 +42,10 @@ pub struct ParquetFields {
     pub question_id: Vec<String>,
     /// Text or number.
     pub image_id: Vec<String>,
+    /// Text.
+    pub answer_type: Vec<String>,
+    /// Text.
+    pub question_type: Vec<String>,
     /// Largest picture, bytes.
     pub image_bytes: u64,
 }
@@ -52,6 +60,8 @@ impl Default for ParquetFields {
             answers: list(&["answers", "answer"]),
             question_id: list(&["question_id"]),
             image_id: list(&["image_id", "img_id"]),
+            answer_type: list(&["answer_type"]),
+            question_type: list(&["question_type"]),
             image_bytes: 64 << 20,
         }
     }
@@ -72,13 +82,13 @@ pub struct ParquetShard {
     file: Box<dyn FileReader + Send>,
     shard: Arc<str>,
     fields: ParquetFields,
-    /// image, caption, question, answers, question_id, image_id
-    leaves: [Option<Leaf>; 6],
+    /// image, caption, question, answers, question_id, image_id, answer_type, question_type
+    leaves: [Option<Leaf>; COLUMNS],
     group: usize,
     /// Rows of this group still to come, those in `ready` not counted.
     left: u64,
-    columns: [Option<ColumnReader>; 6],
-    ready: [Rows; 6],
+    columns: [Option<ColumnReader>; COLUMNS],
+    ready: [Rows; COLUMNS],
     row: u64,
     failed: Option<Problem>,
 }
@@ -119,6 +129,8 @@ impl ParquetShard {
             &fields.answers,
             &fields.question_id,
             &fields.image_id,
+            &fields.answer_type,
+            &fields.question_type,
         ];
         let leaves = lists.map(|list| list.iter().find_map(|name| leaf(&file, name)));
         if leaves[0].is_none() {
@@ -128,6 +140,8 @@ impl ParquetShard {
                 found: names(&file),
             });
         }
+        let read: Vec<usize> = leaves.iter().flatten().map(|leaf| leaf.index).collect();
+        codec::check(&file, &read, path)?;
         let mut shard = Self {
             file: Box::new(file),
             shard: path.to_string_lossy().into(),
@@ -187,14 +201,24 @@ impl ParquetShard {
 
     fn stop(&mut self, source: &ParquetError) {
         self.ready = Default::default();
-        self.failed = Some(Problem::BadRecord {
-            member: "page".into(),
-            reason: source.to_string(),
-        });
+        let place = format_args!("row {}", self.row);
+        self.failed = Some(Problem::breaks_off(
+            place,
+            std::io::Error::other(source.to_string()),
+        ));
     }
 
-    fn sample(&self, key: String, values: [Vec<Vec<u8>>; 6]) -> Result<Sample, Problem> {
-        let [image, caption, question, answers, question_id, image_id] = values;
+    fn sample(&self, key: String, values: [Vec<Vec<u8>>; COLUMNS]) -> Result<Sample, Problem> {
+        let [
+            image,
+            caption,
+            question,
+            answers,
+            question_id,
+            image_id,
+            answer_type,
+            question_type,
+        ] = values;
         let text = |name: &str, bytes: Vec<u8>| -> Result<String, Problem> {
             Problem::utf8(name, &bytes).map(str::to_owned)
         };
@@ -223,10 +247,14 @@ impl ParquetShard {
             .collect();
         let answers = texts("answers", answers)?;
         let question_id = one("question_id", question_id)?;
+        let answer_type = one("answer_type", answer_type)?;
+        let question_type = one("question_type", question_type)?;
         let question = one("question", question)?.map(|text| Question {
             text,
             id: question_id,
             answers: weigh_answers(&answers),
+            answer_type,
+            question_type,
             ..Question::default()
         });
         Ok(Sample {

@@ -265,7 +265,7 @@ mod tests {
             image: ImageSource::Path("no/such.jpg".into()),
             ..sample(&["x"], vec![])
         };
-        assert_eq!(kind(&p, missing), "io");
+        assert_eq!(kind(&p, missing), "file");
         // a 30,000 x 30,000 PNG is refused by its header
         let mut huge = png(8, 8);
         for at in [16, 20] {

@@ -2,12 +2,16 @@
 //!
 //! A row that does not parse is handed on as a problem of its own; only a file that is none of these is an error.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::sample::{DataError, Problem};
+
+/// Mark of UTF-8 that some editors put in front.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// How rows are laid out in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub fn for_each_row(
     match container {
         Container::Json => json(bytes, path, each),
         Container::JsonLines => {
-            for line in bytes
+            for line in without_bom(bytes)
                 .split(|&b| b == b'\n')
                 .filter(|l| !l.iter().all(u8::is_ascii_whitespace))
             {
@@ -73,22 +77,29 @@ fn json_line(line: &[u8]) -> Result<Row, Problem> {
     serde_json::from_str(text).map_err(bad_row)
 }
 
+fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BOM).unwrap_or(bytes)
+}
+
 fn json(bytes: &[u8], path: &Path, each: &mut dyn FnMut(Result<Row, Problem>)) -> Result<(), DataError> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     // One wrong byte would make the whole array unreadable: read around it and reject just the rows it is in.
-    let text = String::from_utf8_lossy(bytes);
-    let lossy = matches!(text, std::borrow::Cow::Owned(_));
+    let text = marked(bytes);
+    let lossy = matches!(text, Cow::Owned(_));
     let mut looks_like = None;
     let mut checked = |row: Result<Row, Problem>| {
-        each(row.and_then(
-            |row| match row.iter().find(|(_, value)| lossy && damaged(value)) {
-                Some((field, _)) => Err(Problem::NotUtf8 {
-                    member: field.clone(),
-                    at: 0,
+        each(row.and_then(|row| {
+            let damage = row
+                .iter()
+                .filter(|_| lossy)
+                .find_map(|(name, value)| Some((name, damaged(value).or_else(|| mark_in(name))?)));
+            match damage {
+                Some((name, at)) => Err(Problem::NotUtf8 {
+                    member: name.split(MARK.0).next().unwrap_or_default().to_owned(),
+                    at,
                 }),
                 None => Ok(row),
-            },
-        ));
+            }
+        }));
     };
     let mut parser = serde_json::Deserializer::from_str(&text);
     let parsed = Rows {
@@ -110,12 +121,48 @@ fn json(bytes: &[u8], path: &Path, each: &mut dyn FnMut(Result<Row, Problem>)) -
     }
 }
 
-fn damaged(value: &Value) -> bool {
+/// Places that are written with their offset; a large file of anything else must not grow without bound.
+const MARKS: usize = 10_000;
+
+/// Around the offset that stands for bytes that are no UTF-8: code points that no text has.
+const MARK: (char, char) = ('\u{fdd0}', '\u{fdd1}');
+
+/// `bytes` as text, with the place in the file written where they are no UTF-8.
+fn marked(bytes: &[u8]) -> Cow<'_, str> {
+    let rest = without_bom(bytes);
+    if let Ok(text) = std::str::from_utf8(rest) {
+        return Cow::Borrowed(text);
+    }
+    let mut text = String::with_capacity(rest.len() + 32);
+    let (mut at, mut marks) = (bytes.len() - rest.len(), 0);
+    for chunk in rest.utf8_chunks() {
+        text.push_str(chunk.valid());
+        at += chunk.valid().len();
+        if !chunk.invalid().is_empty() {
+            text.push(MARK.0);
+            if marks < MARKS {
+                text.push_str(&at.to_string());
+            }
+            text.push(MARK.1);
+            marks += 1;
+        }
+        at += chunk.invalid().len();
+    }
+    Cow::Owned(text)
+}
+
+/// The offset that [`marked`] wrote into `text` first; 0 for one that it left out.
+fn mark_in(text: &str) -> Option<usize> {
+    let (_, rest) = text.split_once(MARK.0)?;
+    Some(rest.split_once(MARK.1)?.0.parse().unwrap_or(0))
+}
+
+fn damaged(value: &Value) -> Option<usize> {
     match value {
-        Value::String(s) => s.contains('\u{fffd}'),
-        Value::Array(items) => items.iter().any(damaged),
-        Value::Object(map) => map.iter().any(|(k, v)| k.contains('\u{fffd}') || damaged(v)),
-        _ => false,
+        Value::String(s) => mark_in(s),
+        Value::Array(items) => items.iter().find_map(damaged),
+        Value::Object(map) => map.iter().find_map(|(k, v)| mark_in(k).or_else(|| damaged(v))),
+        _ => None,
     }
 }
 
@@ -129,16 +176,11 @@ fn separated(
         path: path.to_owned(),
         source,
     };
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
         .flexible(true)
-        .from_reader(bytes);
-    let header = reader.byte_headers().map_err(failed)?.clone();
-    let names: Vec<String> = header
-        .iter()
-        .map(|h| String::from_utf8_lossy(h).trim().to_owned())
-        .collect();
+        .from_reader(without_bom(bytes));
+    let names = names(reader.byte_headers().map_err(failed)?);
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(failed)? {
         if record.len() != names.len() {
@@ -161,6 +203,28 @@ fn separated(
         each(row.collect());
     }
     Ok(())
+}
+
+fn names(header: &csv::ByteRecord) -> Vec<String> {
+    let name = |cell: &[u8]| String::from_utf8_lossy(without_bom(cell)).trim().to_owned();
+    header.iter().map(name).collect()
+}
+
+/// The columns of a table, of which only the header is read; `None` for the containers whose rows name their fields
+/// themselves.
+pub fn columns(path: &Path) -> Result<Option<Vec<String>>, DataError> {
+    let delimiter = match Container::of(path) {
+        Some(Container::Csv) => b',',
+        Some(Container::Tsv) => b'\t',
+        _ => return Ok(None),
+    };
+    let failed = |source| DataError::Csv {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(DataError::io(path))?;
+    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(file);
+    Ok(Some(names(reader.byte_headers().map_err(failed)?)))
 }
 
 /// Streams the top level so that only one row at a time is held as JSON values.
@@ -296,6 +360,28 @@ mod tests {
             (got[0].is_ok(), got[1].clone(), got[2].clone()),
             (true, Err("bad_record"), Err("not_utf8"))
         );
+    }
+
+    #[test]
+    fn a_wrong_byte_is_named_by_its_place_in_the_file() {
+        let bytes =
+            b"\xef\xbb\xbf[{\"caption\":\"\xc3\xa9\"},{\"k\":[\"\xff\"]},{\"caption\":\"\xef\xbf\xbd\"}]";
+        let mut got = Vec::new();
+        for_each_row(bytes, Container::Json, Path::new("x"), &mut |row| got.push(row)).unwrap();
+        assert_eq!(got[0].as_ref().unwrap()["caption"], "é");
+        match &got[1] {
+            Err(Problem::NotUtf8 { member, at }) => assert_eq!((member.as_str(), bytes[*at]), ("k", 0xff)),
+            other => panic!("{other:?}"),
+        }
+        assert!(got[2].is_ok(), "a replacement character is a character");
+    }
+
+    #[test]
+    fn a_mark_of_utf8_in_front_is_no_part_of_the_first_row() {
+        let plain = rows(b"{\"a\":1}\n{\"b\":2}\n", Container::JsonLines).unwrap();
+        let marked = rows(b"\xef\xbb\xbf{\"a\":1}\n{\"b\":2}\n", Container::JsonLines).unwrap();
+        assert_eq!(marked, plain);
+        assert!(marked[0].is_ok());
     }
 
     #[test]

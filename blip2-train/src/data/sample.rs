@@ -29,7 +29,7 @@ impl ImageSource {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
             Self::Path(path) => {
-                let size = std::fs::metadata(&path).map_err(Problem::io)?.len();
+                let size = std::fs::metadata(&path).map_err(Problem::file(&path))?.len();
                 if size > limit {
                     return Err(Problem::TooLarge {
                         member: "image".into(),
@@ -37,7 +37,7 @@ impl ImageSource {
                         limit,
                     });
                 }
-                std::fs::read(&path).map_err(Problem::io)
+                std::fs::read(&path).map_err(Problem::file(path))
             }
         }
     }
@@ -138,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_picture_is_named() {
+        let missing = ImageSource::Path("no/such.jpg".into()).read(100).unwrap_err();
+        assert!(missing.to_string().starts_with("no/such.jpg: "), "{missing}");
+        assert!(!missing.loses_shard());
+    }
+
+    #[test]
     fn skip_message_names_shard_and_key() {
         let skip = Skipped {
             shard: "a.tar".into(),
@@ -148,5 +155,10 @@ mod tests {
             skip.to_string(),
             "a.tar: sample `x7`: no caption, or only white space"
         );
+        let whole = Skipped {
+            key: String::new(),
+            ..skip
+        };
+        assert_eq!(whole.to_string(), "a.tar: no caption, or only white space");
     }
 }

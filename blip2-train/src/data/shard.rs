@@ -73,7 +73,8 @@ pub enum ShardReader {
 }
 
 impl ShardReader {
-    /// The next sample; `Ok(None)` for one passed over because it is not `wanted`; `None` at the end.
+    /// The next sample; `Ok(None)` for one passed over because it is not `wanted`; `None` at the end. Of what is not
+    /// wanted only the loss of the shard is told.
     pub fn next_sample(&mut self, wanted: bool) -> Option<Result<Option<Sample>, Skipped>> {
         match self {
             Self::Tar(shard) => shard.next_sample(wanted),

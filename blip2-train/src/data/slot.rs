@@ -106,16 +106,11 @@ impl Slot {
                 Some(reader) => reader.next_sample(wanted),
                 closed => match shared.set.open(shard, at.offset) {
                     Ok(reader) => closed.insert(reader).next_sample(wanted),
-                    // A shard that vanished costs its samples, not the run. Standard input is read once or never.
-                    Err(error @ (DataError::StdinReread | DataError::MissingColumn { .. })) => {
-                        return Err(error);
-                    }
+                    // A shard that vanished costs its samples, not the run. Standard input is read once or never,
+                    // and a shard of another make than the configuration says is one of many.
+                    Err(error) if error.ends_reading() => return Err(error),
                     Err(error) => {
-                        self.push(
-                            wanted.then(|| Err(unreadable(shared.set, shard, error))),
-                            shared,
-                            &at,
-                        );
+                        self.push(Some(Err(unreadable(shared.set, shard, error))), shared, &at);
                         at = SlotCursor {
                             shard: at.shard + 1,
                             offset: 0,
@@ -137,8 +132,7 @@ impl Slot {
                     };
                 }
                 Some(sample) => {
-                    let sample = if wanted { sample.transpose() } else { None };
-                    self.push(sample, shared, &at);
+                    self.push(sample.transpose(), shared, &at);
                     barren = 0;
                     at.ordinal += 1;
                     at.offset = self.reader.as_ref().map_or(0, ShardReader::position);
@@ -208,6 +202,8 @@ impl Slot {
 fn unreadable(set: &ShardSet, shard: usize, error: DataError) -> Skipped {
     let problem = match error {
         DataError::Io { source, .. } => Problem::io(source),
+        #[cfg(feature = "parquet")]
+        DataError::Parquet { source, .. } => Problem::io(std::io::Error::other(source)), // the path is the shard's
         other => Problem::io(std::io::Error::other(other)),
     };
     Skipped {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::annotations::{AnnotationConfig, AnnotationSet};
+use super::annotations::AnnotationConfig;
+use super::checked;
 use super::folder::open_folder;
+use super::formats::Format;
 use super::mixture::Source;
 use super::pattern::expand;
 use super::records::Container;
@@ -96,7 +98,7 @@ impl SourceConfig {
         }
         let annotations = AnnotationConfig {
             images: self.images.clone(),
-            format: self.format.clone().unwrap_or_else(|| "auto".into()),
+            format: self.format.clone().unwrap_or_else(|| Format::auto().name.into()),
             split: self.split.clone(),
             answers: self.answers.clone(),
             pairs: self.pairs.unwrap_or(true),
@@ -114,20 +116,13 @@ impl SourceConfig {
             std::fs::metadata(path).map_err(DataError::io(path))?;
             return Err(DataError::UnknownKind { path: path.clone() });
         }
-        let set = match AnnotationSet::open(&annotations) {
-            // the official files are known by their outermost fields
-            Err(DataError::Layout { looks_like, .. }) if self.format.is_none() => {
-                AnnotationSet::open(&AnnotationConfig {
-                    format: looks_like.into(),
-                    ..annotations
-                })
-            }
-            other => other,
-        };
-        Ok(Data::Rows(Arc::new(set?)))
+        Ok(Data::Rows(Arc::new(checked::open(&annotations)?)))
     }
 
     fn shards(&self, paths: Vec<PathBuf>) -> Result<Data, DataError> {
+        if let Some(split) = &self.split {
+            return Err(checked::no_splits(&self.path, split));
+        }
         let mut set = ShardSet::new(paths)?;
         set.tar = self.tar.clone();
         set.samples = self.samples;
@@ -190,6 +185,12 @@ mod tests {
             ..SourceConfig::new(format!("{base}/coco.json"))
         };
         assert!(matches!(named.open().err(), Some(DataError::Layout { .. })));
+
+        let split = SourceConfig {
+            split: Some("test".into()),
+            ..SourceConfig::new(format!("{base}/0.tar"))
+        };
+        assert!(matches!(split.open().err(), Some(DataError::NoSplits { .. })));
 
         let error = |path: String| SourceConfig::new(path).open().err();
         assert!(matches!(

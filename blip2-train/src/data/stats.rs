@@ -16,6 +16,9 @@ pub struct Stats {
     pub samples: u64,
     /// Others, by kind of problem.
     pub bad: BTreeMap<&'static str, u64>,
+    /// The first of each kind in words.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub reasons: BTreeMap<&'static str, String>,
     /// Samples in each file.
     pub shards: BTreeMap<String, u64>,
     /// Encoded pictures, bytes in all.
@@ -87,7 +90,11 @@ pub fn stats(
     survey(source, look, &mut |outcome| {
         match outcome {
             Ok(facts) => stats.add(facts, &mut captions),
-            Err(skipped) => *stats.bad.entry(skipped.problem.kind()).or_default() += 1,
+            Err(skipped) => {
+                let kind = skipped.problem.kind();
+                *stats.bad.entry(kind).or_default() += 1;
+                stats.reasons.entry(kind).or_insert_with(|| skipped.to_string());
+            }
         }
         seen += 1;
         progress(seen);
@@ -125,5 +132,10 @@ mod tests {
         assert!(got.top_captions.is_empty());
         let none = stats(&source, Needs::Question, 2, &|_| {}).unwrap();
         assert_eq!((none.samples, none.bad["missing_question"]), (0, 12));
+        assert!(
+            none.reasons["missing_question"].contains("s0-0"),
+            "{:?}",
+            none.reasons
+        );
     }
 }

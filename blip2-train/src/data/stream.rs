@@ -351,6 +351,37 @@ mod tests {
         assert_eq!(got, [ok("0"), ok("1"), Err("io"), ok("4"), ok("5")]);
     }
 
+    #[test]
+    fn every_process_that_walks_a_lost_shard_hears_of_it() {
+        let (dir, set) = numbered_shards(&[4, 4, 4], false);
+        std::fs::write(dir.path().join("1.tar"), [7; 2000]).unwrap();
+        std::fs::remove_file(dir.path().join("2.tar")).unwrap();
+        let order = Order {
+            split_by: SplitBy::Sample,
+            ..Order::default()
+        };
+        let data = Data::Shards(Arc::new(set));
+        let mut good = Vec::new();
+        for rank in 0..3 {
+            let split = Split {
+                rank,
+                world: 3,
+                workers: 1,
+            };
+            let mut stream = SourceStream::new(data.clone(), split, order, 0);
+            let mut lost = 0;
+            while let Some(passed) = stream.next_sample().unwrap() {
+                match passed.sample {
+                    Ok(sample) => good.push(sample.captions[0].clone()),
+                    Err(skipped) => lost += u32::from(skipped.problem.loses_shard()),
+                }
+            }
+            assert_eq!(lost, 2, "rank {rank}");
+        }
+        good.sort();
+        assert_eq!(good, ["0", "1", "2", "3"]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         /// N ranks x M workers x any stop point: each sample exactly once, and resuming changes nothing.

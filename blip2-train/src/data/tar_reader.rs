@@ -122,7 +122,8 @@ impl<R: Skip> TarMembers<R> {
             .map_or(self.at.max(self.start), |(_, offset)| *offset)
     }
 
-    /// The next regular file; `None` at the end. After an error of kind `CorruptHeader` reading can go on.
+    /// The next regular file; `None` at the end. After an error of kind `CorruptHeader` reading can go on, after any
+    /// other there is nothing more.
     pub fn next_member(&mut self) -> Result<Option<Member>, Problem> {
         let mut long_name: Option<Vec<u8>> = None;
         let mut pax_size: Option<u64> = None;
@@ -233,7 +234,7 @@ impl<R: Skip> TarMembers<R> {
 
     fn failed(&mut self, source: io::Error) -> Problem {
         self.ended = true;
-        Problem::io(source)
+        Problem::breaks_off(format_args!("byte {}", self.at), source)
     }
 
     fn next_block(&mut self) -> Result<Option<([u8; 512], u64)>, Problem> {
@@ -259,6 +260,10 @@ impl<R: Skip> TarMembers<R> {
         }
         self.at += filled as u64;
         match filled {
+            0 if self.at == 0 => {
+                self.ended = true; // an empty archive has its closing zero blocks at least
+                Err(Problem::NotTar { at: 0, skipped: 0 })
+            }
             0 => {
                 self.ended = true; // many writers leave out the closing zero blocks
                 Ok(None)
@@ -268,7 +273,7 @@ impl<R: Skip> TarMembers<R> {
         }
     }
 
-    /// Looks for the next block that is a header for certain (magic and checksum).
+    /// Looks for the next block that is a header for certain (magic and checksum). Without one the rest is lost.
     fn resynchronise(&mut self, bad: u64) -> Problem {
         loop {
             match self.next_block() {
@@ -281,7 +286,7 @@ impl<R: Skip> TarMembers<R> {
                 }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => {
-                    return Problem::CorruptHeader {
+                    return Problem::NotTar {
                         at: bad,
                         skipped: self.at - bad,
                     };

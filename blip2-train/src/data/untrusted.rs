@@ -52,7 +52,7 @@ fn walk<E>(tally: &mut Tally, mut next: impl FnMut() -> Option<Result<Option<Sam
     }
 }
 
-/// As an annotation file: every container with every format, and as the answers of an official VQA file.
+/// As an annotation file: every container with every format, alone and as its own answers.
 pub fn json(bytes: &[u8]) -> Tally {
     let mut tally = Tally::default();
     for name in ["x.json", "x.jsonl", "x.csv", "x.tsv"] {
@@ -61,12 +61,14 @@ pub fn json(bytes: &[u8]) -> Tally {
                 format: format.name.to_owned(),
                 ..AnnotationConfig::new(name)
             };
-            let set = AnnotationSet::from_bytes(bytes, Some(bytes), &config);
-            tally.add(&set);
-            let Ok(set) = set else { continue };
-            (0..set.len().min(MOST))
-                .filter_map(|index| set.sample(index))
-                .for_each(|sample| tally.add(&sample));
+            for answers in [None, Some(bytes)] {
+                let set = AnnotationSet::from_bytes(bytes, answers, &config);
+                tally.add(&set);
+                let Ok(set) = set else { continue };
+                (0..set.len().min(MOST))
+                    .filter_map(|index| set.sample(index))
+                    .for_each(|sample| tally.add(&sample));
+            }
         }
     }
     tally

@@ -107,23 +107,41 @@ impl AnyTarShard {
             if STDIN_TAKEN.swap(true, Ordering::SeqCst) {
                 return Err(DataError::StdinReread);
             }
-            Box::new(Sequential(BufReader::new(io::stdin())))
+            unpacked(io::stdin()).map_err(failed)?
         } else {
             let mut file = File::open(path).map_err(failed)?;
-            let mut magic = [0u8; 2];
-            let read = file.read(&mut magic).map_err(failed)?;
+            let packed = peek(&mut file).map_err(failed)? == GZIP;
             io::Seek::rewind(&mut file).map_err(failed)?;
-            if magic[..read] == [0x1f, 0x8b] {
-                Box::new(Sequential(MultiGzDecoder::new(BufReader::with_capacity(
-                    256 << 10,
-                    file,
-                ))))
+            if packed {
+                unpacked(file).map_err(failed)?
             } else {
                 Box::new(Seekable::new(file).map_err(failed)?)
             }
         };
         Ok(Self::new(input, name.as_ref().into(), fields.clone(), offset))
     }
+}
+
+/// First bytes of a gzip stream.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// The first two bytes of `input`, fewer at its end.
+fn peek(input: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(GZIP.len());
+    input.take(GZIP.len() as u64).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// A stream that is read once, unpacked if it is gzip.
+fn unpacked(mut input: impl Read + Send + 'static) -> io::Result<Box<dyn Skip + Send>> {
+    let head = peek(&mut input)?;
+    let packed = head == GZIP;
+    let whole = BufReader::with_capacity(256 << 10, io::Cursor::new(head).chain(input));
+    Ok(if packed {
+        Box::new(Sequential(MultiGzDecoder::new(whole)))
+    } else {
+        Box::new(Sequential(whole))
+    })
 }
 
 impl<R: Skip> TarShard<R> {
@@ -200,9 +218,8 @@ impl<R: Skip> TarShard<R> {
                         limit,
                     }));
                 }
-                if let Err(damage) = self.tar.skip_body(&member) {
-                    problem = problem.or(Some(damage));
-                }
+                // the loss of the shard is worse than anything about this sample
+                problem = self.tar.skip_body(&member).err().or(problem);
                 continue;
             }
             match self.tar.read_body(&member) {
@@ -217,12 +234,14 @@ impl<R: Skip> TarShard<R> {
         })
     }
 
-    /// The next sample, or `Ok(None)` for one that was passed over because it is not `wanted`.
+    /// The next sample, or `Ok(None)` for one that was passed over because it is not `wanted`. That the shard breaks off
+    /// is said in any case.
     pub fn next_sample(&mut self, wanted: bool) -> Option<Result<Option<Sample>, Skipped>> {
         let group = match self.next_group(wanted)? {
-            Ok(_) | Err(_) if !wanted => return Some(Ok(None)),
-            Ok(group) => group,
-            Err(skipped) => return Some(Err(skipped)),
+            // a lost shard concerns everybody who walks it
+            Err(skipped) if wanted || skipped.problem.loses_shard() => return Some(Err(skipped)),
+            Ok(group) if wanted => group,
+            _ => return Some(Ok(None)),
         };
         let key = group.key.clone();
         Some(

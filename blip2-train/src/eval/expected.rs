@@ -1,11 +1,15 @@
 //! Published figures of BLIP-2, to print beside a result.
 //!
-//! Recipes bear LAVIS's names where LAVIS has one; the paper's other rows are named alike. Figures are in points (CIDEr
+//! Recipes bear LAVIS's names where LAVIS has one; the paper's other rows are named alike, and this project's recipes are
+//! known as well. Figures are in points (CIDEr
 //! 145.8, not 1.458). Where paper and LAVIS's recorded figure differ, both are listed.
+
+mod table;
 
 use std::fmt;
 
-use super::results::Score;
+use super::results::{Report, Score};
+pub use table::TABLE;
 
 /// Where a figure was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,340 +42,170 @@ pub struct Expected {
     pub figures: &'static [(&'static str, f64)],
 }
 
-/// Figures of a recipe, the paper's first.
-pub fn of_recipe(recipe: &str) -> impl Iterator<Item = &'static Expected> + '_ {
-    TABLE.iter().filter(move |row| row.recipe == recipe)
+impl Expected {
+    fn value(&self, metric: &str) -> Option<f64> {
+        let found = self.figures.iter().find(|(name, _)| *name == metric);
+        found.map(|(_, value)| *value)
+    }
+
+    /// Pictures or questions of its data set, where that is known.
+    fn items(&self) -> Option<usize> {
+        table::items_of(self.data)
+    }
 }
 
-/// Published figure of one metric: LAVIS's own record where there is one, as it was made with the released checkpoint.
-pub fn figure(recipe: &str, metric: &str) -> Option<(f64, Source)> {
+/// Figures of a recipe, LAVIS's or this project's; of each data set the paper's first.
+pub fn of_recipe(recipe: &str) -> impl Iterator<Item = &'static Expected> + '_ {
+    let same = table::SAME.iter().find(|(name, _)| *name == recipe);
+    let is_one = move |name: &str| match same {
+        Some((_, names)) => names.contains(&name),
+        None => name == recipe,
+    };
+    TABLE.iter().filter(move |row| is_one(row.recipe))
+}
+
+/// Published figure of one metric: on the data set that has as many items as the run, else on the recipe's only or first
+/// one; LAVIS's own record where there is one, as it was made with the released checkpoint.
+///
+/// None where a recipe is measured by several tasks and the number of items does not tell which this is.
+pub fn figure(recipe: &str, metric: &str, items: usize) -> Option<(f64, Source)> {
+    let rows: Vec<&Expected> = of_recipe(recipe)
+        .filter(|row| row.value(metric).is_some())
+        .collect();
+    let first = rows.first()?;
+    let sized = rows.iter().find(|row| row.items() == Some(items));
+    let data = match sized {
+        Some(row) => row.data,
+        None if rows.iter().any(|row| row.recipe != first.recipe) => return None,
+        None => first.data,
+    };
     let find = |source| {
-        let mut rows = of_recipe(recipe).filter(|row| row.source == source);
-        rows.find_map(|row| row.figures.iter().find(|(name, _)| *name == metric))
-            .map(|(_, value)| (*value, source))
+        let mut rows = rows.iter().filter(|row| row.source == source && row.data == data);
+        rows.find_map(|row| Some((row.value(metric)?, source)))
     };
     find(Source::Lavis).or_else(|| find(Source::Paper))
 }
 
 /// Puts published figures beside measured ones.
-pub fn annotate(recipe: &str, scores: &mut [Score]) {
+pub fn annotate(recipe: &str, items: usize, scores: &mut [Score]) {
     for score in scores {
-        score.published = figure(recipe, &score.metric).map(|(value, _)| value);
+        score.published = figure(recipe, &score.metric, items).map(|(value, _)| value);
     }
 }
 
-/// Plain-text table of a recipe's published figures with the measured ones, for `eval --expected`.
-pub fn table(recipe: &str, measured: &[Score]) -> String {
-    let mut lines = vec![format!(
+/// One line of a comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line<'a> {
+    /// Name of the metric.
+    pub metric: &'a str,
+    /// The published figure with its source and data set; none for what only the run measures.
+    pub published: Option<(f64, &'static Expected)>,
+    /// The measured one.
+    pub measured: Option<f64>,
+}
+
+/// Every published figure of a recipe with the measured one, then what was measured beyond.
+pub fn lines<'a>(recipe: &str, measured: &'a [Score]) -> Vec<Line<'a>> {
+    let rows: Vec<&'static Expected> = of_recipe(recipe).collect();
+    let figures = rows.iter().flat_map(|&row| {
+        row.figures
+            .iter()
+            .map(move |(metric, value)| (row, *metric, *value))
+    });
+    let mut lines: Vec<Line<'a>> = figures
+        .map(|(row, metric, value)| Line {
+            metric,
+            published: Some((value, row)),
+            measured: measured.iter().find(|s| s.metric == metric).map(|s| s.value),
+        })
+        .collect();
+    let others = measured
+        .iter()
+        .filter(|score| rows.iter().all(|row| row.value(&score.metric).is_none()));
+    lines.extend(others.map(|score| Line {
+        metric: &score.metric,
+        published: None,
+        measured: Some(score.value),
+    }));
+    lines
+}
+
+/// Why figures of a run cannot be compared with the published ones of a recipe as they are.
+pub fn notes(recipe: &str, run: &Report) -> Vec<String> {
+    let mut notes = Vec::new();
+    if of_recipe(recipe).next().is_none() {
+        return notes;
+    }
+    let mut sizes: Vec<(&str, usize)> = of_recipe(recipe)
+        .filter_map(|row| Some((row.data, row.items()?)))
+        .collect();
+    sizes.dedup();
+    if !sizes.is_empty() && sizes.iter().all(|(_, items)| *items != run.items) {
+        let sets: Vec<String> = sizes
+            .iter()
+            .map(|(data, items)| format!("{data} has {items}"))
+            .collect();
+        notes.push(format!(
+            "this run has {} items, {}: the figures are of different sets",
+            run.items,
+            sets.join(" and ")
+        ));
+    }
+    for (option, field) in [("--limit", "limit"), ("--keys", "keys")] {
+        if run.config["select"]
+            .get(field)
+            .is_some_and(|value| !value.is_null())
+        {
+            notes.push(format!("this run has taken a part of its data set ({option})"));
+        }
+    }
+    if run.config["shared"] == true {
+        notes.push("equal captions of other pictures counted as right (--shared-captions)".to_owned());
+    }
+    notes
+}
+
+/// Plain-text table of a recipe's published figures with those of a run, for `eval --expected`.
+pub fn table(recipe: &str, run: Option<&Report>) -> String {
+    if of_recipe(recipe).next().is_none() {
+        return unknown(recipe);
+    }
+    let mut text = vec![format!(
         "{:<12} {:>9} {:>9} {:>7}  {}",
         "metric", "published", "measured", "diff", "source"
     )];
-    for row in of_recipe(recipe) {
-        for (metric, published) in row.figures {
-            let score = measured.iter().find(|s| s.metric == *metric).map(|s| s.value);
-            let (value, difference) = match score {
-                Some(value) => (format!("{value:.2}"), format!("{:+.2}", value - published)),
-                None => ("-".to_string(), "-".to_string()),
-            };
-            let source = format!("{}, {}", row.source, row.data);
-            lines.push(format!(
-                "{metric:<12} {published:>9.2} {value:>9} {difference:>7}  {source}"
-            ));
-        }
+    let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
+    for line in lines(recipe, run.map_or(&[], |run| &run.scores)) {
+        let published = line.published.map(|(value, _)| value);
+        let difference = line
+            .measured
+            .zip(published)
+            .map(|(a, b)| format!("{:+.2}", a - b));
+        let source = line
+            .published
+            .map(|(_, row)| format!("{}, {}", row.source, row.data));
+        text.push(format!(
+            "{:<12} {:>9} {:>9} {:>7}  {}",
+            line.metric,
+            number(published),
+            number(line.measured),
+            difference.as_deref().unwrap_or("-"),
+            source.as_deref().unwrap_or("-")
+        ));
     }
-    if lines.len() == 1 {
-        lines = vec![format!("no figure was published for `{recipe}`; known recipes:")];
-        let mut names: Vec<_> = TABLE.iter().map(|row| row.recipe).collect();
-        names.dedup();
-        lines.extend(names.into_iter().map(|name| format!("  {name}")));
-    }
+    let notes = run.map(|run| notes(recipe, run)).unwrap_or_default();
+    text.extend(notes.into_iter().map(|note| format!("note: {note}")));
+    text.join("\n")
+}
+
+fn unknown(recipe: &str) -> String {
+    let mut lines = vec![format!("no figure was published for `{recipe}`; known recipes:")];
+    let mut names: Vec<&str> = TABLE.iter().map(|row| row.recipe).collect();
+    names.extend(table::SAME.iter().map(|(name, _)| *name));
+    names.dedup();
+    lines.extend(names.into_iter().map(|name| format!("  {name}")));
     lines.join("\n")
 }
 
-const CAPTION: &str = "COCO Karpathy test";
-const NOCAPS: &str = "NoCaps val";
-const VQA: &str = "VQAv2 val";
-const OKVQA: &str = "OK-VQA test";
-const GQA: &str = "GQA balanced test-dev";
-const COCO: &str = "COCO 5K test";
-const FLICKR: &str = "Flickr30K 1K test";
-
-const fn row(
-    recipe: &'static str,
-    data: &'static str,
-    source: Source,
-    figures: &'static [(&'static str, f64)],
-) -> Expected {
-    Expected {
-        recipe,
-        data,
-        source,
-        figures,
-    }
-}
-
-use Source::{Lavis, Paper};
-
-/// All of it; rows of one recipe stand together.
-pub const TABLE: &[Expected] = &[
-    row(
-        "caption_coco_opt2.7b",
-        CAPTION,
-        Paper,
-        &[("BLEU-4", 43.7), ("CIDEr", 145.8)],
-    ),
-    row(
-        "caption_coco_opt2.7b",
-        CAPTION,
-        Lavis,
-        &[
-            ("BLEU-1", 83.2),
-            ("BLEU-2", 69.1),
-            ("BLEU-3", 55.6),
-            ("BLEU-4", 43.8),
-            ("METEOR", 31.7),
-            ("ROUGE-L", 62.0),
-            ("CIDEr", 146.1),
-            ("SPICE", 25.2),
-        ],
-    ),
-    row(
-        "caption_coco_opt6.7b",
-        CAPTION,
-        Paper,
-        &[("BLEU-4", 43.5), ("CIDEr", 145.2)],
-    ),
-    row(
-        "caption_coco_opt6.7b",
-        CAPTION,
-        Lavis,
-        &[
-            ("BLEU-1", 83.1),
-            ("BLEU-2", 68.9),
-            ("BLEU-3", 55.2),
-            ("BLEU-4", 43.4),
-            ("METEOR", 31.6),
-            ("ROUGE-L", 61.8),
-            ("CIDEr", 145.1),
-            ("SPICE", 25.1),
-        ],
-    ),
-    row(
-        "caption_coco_flant5xl",
-        CAPTION,
-        Paper,
-        &[("BLEU-4", 42.4), ("CIDEr", 144.5)],
-    ),
-    row(
-        "caption_nocaps_opt2.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 119.7), ("SPICE", 15.4)],
-    ),
-    row(
-        "caption_nocaps_opt6.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 121.0), ("SPICE", 15.3)],
-    ),
-    row(
-        "caption_nocaps_flant5xl",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 121.6), ("SPICE", 15.8)],
-    ),
-    row(
-        "caption_nocaps_in_domain_opt2.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 123.0), ("SPICE", 15.8)],
-    ),
-    row(
-        "caption_nocaps_in_domain_opt6.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 123.7), ("SPICE", 15.8)],
-    ),
-    row(
-        "caption_nocaps_in_domain_flant5xl",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 123.7), ("SPICE", 16.3)],
-    ),
-    row(
-        "caption_nocaps_near_domain_opt2.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 117.8), ("SPICE", 15.4)],
-    ),
-    row(
-        "caption_nocaps_near_domain_opt6.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 119.2), ("SPICE", 15.3)],
-    ),
-    row(
-        "caption_nocaps_near_domain_flant5xl",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 120.2), ("SPICE", 15.9)],
-    ),
-    row(
-        "caption_nocaps_out_domain_opt2.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 123.4), ("SPICE", 15.1)],
-    ),
-    row(
-        "caption_nocaps_out_domain_opt6.7b",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 124.4), ("SPICE", 14.8)],
-    ),
-    row(
-        "caption_nocaps_out_domain_flant5xl",
-        NOCAPS,
-        Paper,
-        &[("CIDEr", 124.8), ("SPICE", 15.1)],
-    ),
-    row("vqav2_zeroshot_opt2.7b_vitL", VQA, Paper, &[("overall", 50.1)]),
-    row("vqav2_zeroshot_opt2.7b", VQA, Paper, &[("overall", 53.5)]),
-    row("vqav2_zeroshot_opt2.7b", VQA, Lavis, &[("overall", 51.88)]),
-    row("vqav2_zeroshot_opt6.7b", VQA, Paper, &[("overall", 54.3)]),
-    row("vqav2_zeroshot_flant5xl_vitL", VQA, Paper, &[("overall", 62.6)]),
-    row("vqav2_zeroshot_flant5xl", VQA, Paper, &[("overall", 63.1)]),
-    row(
-        "vqav2_zeroshot_flant5xl",
-        VQA,
-        Lavis,
-        &[
-            ("overall", 63.13),
-            ("other", 52.90),
-            ("yes/no", 84.28),
-            ("number", 41.01),
-        ],
-    ),
-    row("vqav2_zeroshot_flant5xxl", VQA, Paper, &[("overall", 65.2)]),
-    row("okvqa_zeroshot_opt2.7b_vitL", OKVQA, Paper, &[("overall", 30.2)]),
-    row("okvqa_zeroshot_opt2.7b", OKVQA, Paper, &[("overall", 31.7)]),
-    row("okvqa_zeroshot_opt6.7b", OKVQA, Paper, &[("overall", 36.4)]),
-    row("okvqa_zeroshot_flant5xl_vitL", OKVQA, Paper, &[("overall", 39.4)]),
-    row("okvqa_zeroshot_flant5xl", OKVQA, Paper, &[("overall", 40.7)]),
-    row("okvqa_zeroshot_flant5xl", OKVQA, Lavis, &[("overall", 41.22)]),
-    row("okvqa_zeroshot_flant5xxl", OKVQA, Paper, &[("overall", 45.9)]),
-    row("gqa_zeroshot_opt2.7b_vitL", GQA, Paper, &[("overall", 33.9)]),
-    row("gqa_zeroshot_opt2.7b", GQA, Paper, &[("overall", 34.6)]),
-    row("gqa_zeroshot_opt6.7b", GQA, Paper, &[("overall", 36.4)]),
-    row("gqa_zeroshot_flant5xl_vitL", GQA, Paper, &[("overall", 44.4)]),
-    row("gqa_zeroshot_flant5xl", GQA, Paper, &[("overall", 44.2)]),
-    row("gqa_zeroshot_flant5xl", GQA, Lavis, &[("overall", 43.98)]),
-    row("gqa_zeroshot_flant5xxl", GQA, Paper, &[("overall", 44.7)]),
-    row(
-        "ret_coco",
-        COCO,
-        Paper,
-        &[
-            ("TR@1", 85.4),
-            ("TR@5", 97.0),
-            ("TR@10", 98.5),
-            ("IR@1", 68.3),
-            ("IR@5", 87.7),
-            ("IR@10", 92.6),
-        ],
-    ),
-    row(
-        "ret_coco_vitL",
-        COCO,
-        Paper,
-        &[
-            ("TR@1", 83.5),
-            ("TR@5", 96.0),
-            ("TR@10", 98.0),
-            ("IR@1", 66.3),
-            ("IR@5", 86.5),
-            ("IR@10", 91.8),
-        ],
-    ),
-    row(
-        "ret_flickr",
-        FLICKR,
-        Paper,
-        &[
-            ("TR@1", 97.6),
-            ("TR@5", 100.0),
-            ("TR@10", 100.0),
-            ("IR@1", 89.7),
-            ("IR@5", 98.1),
-            ("IR@10", 98.9),
-        ],
-    ),
-    row(
-        "ret_flickr_vitL",
-        FLICKR,
-        Paper,
-        &[
-            ("TR@1", 96.9),
-            ("TR@5", 100.0),
-            ("TR@10", 100.0),
-            ("IR@1", 88.6),
-            ("IR@5", 97.6),
-            ("IR@10", 98.9),
-        ],
-    ),
-];
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_are_in_points_and_named_once() {
-        for row in TABLE {
-            for (at, (metric, value)) in row.figures.iter().enumerate() {
-                assert!((10.0..150.0).contains(value), "{} {metric}", row.recipe);
-                assert!(
-                    row.figures[..at].iter().all(|(other, _)| other != metric),
-                    "{} {metric}",
-                    row.recipe
-                );
-            }
-        }
-        let mut pairs: Vec<_> = TABLE
-            .iter()
-            .map(|row| (row.recipe, row.source.to_string()))
-            .collect();
-        pairs.sort();
-        pairs.dedup();
-        assert_eq!(pairs.len(), TABLE.len(), "one row for each recipe and source");
-    }
-
-    #[test]
-    fn the_released_checkpoints_record_comes_first() {
-        assert_eq!(
-            figure("caption_coco_opt2.7b", "CIDEr"),
-            Some((146.1, Source::Lavis))
-        );
-        assert_eq!(
-            figure("caption_coco_flant5xl", "CIDEr"),
-            Some((144.5, Source::Paper))
-        );
-        assert_eq!(figure("caption_coco_flant5xl", "METEOR"), None);
-    }
-
-    #[test]
-    fn the_table_shows_both_and_their_difference() {
-        let mut scores = vec![Score {
-            metric: "overall".into(),
-            value: 63.0,
-            published: None,
-        }];
-        annotate("vqav2_zeroshot_flant5xl", &mut scores);
-        assert_eq!(scores[0].published, Some(63.13));
-        let text = table("vqav2_zeroshot_flant5xl", &scores);
-        assert!(
-            text.contains("-0.13") && text.contains("-0.10") && text.contains("yes/no"),
-            "{text}"
-        );
-        assert!(table("nonesuch", &[]).contains("ret_coco"));
-    }
-}
+mod tests;

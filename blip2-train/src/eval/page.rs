@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::expected;
 use super::results::Report;
+use super::run::folder::SkippedSample;
 
 /// One item on the page.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,8 +46,11 @@ pub fn extremes(scores: &[f64], n: usize) -> Extremes {
     Extremes { best, worst: rest }
 }
 
-/// The page's HTML.
-pub fn html(report: &Report, best: &[Case], worst: &[Case]) -> String {
+/// Samples that are left out and named on the page; `skipped.N.jsonl` has all.
+const BAD_NAMED: usize = 200;
+
+/// The page's HTML; `bad` are the samples that are left out.
+pub fn html(report: &Report, bad: &[SkippedSample], best: &[Case], worst: &[Case]) -> String {
     let mut out = String::new();
     let title = escape(&format!("{}: {}", report.task, report.recipe));
     let _ = write!(
@@ -56,6 +60,7 @@ pub fn html(report: &Report, best: &[Case], worst: &[Case]) -> String {
     let _ = write!(out, "<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n");
     score_table(&mut out, report);
     facts(&mut out, report);
+    left_out(&mut out, bad);
     cases(&mut out, "Worst cases", worst);
     cases(&mut out, "Best cases", best);
     out.push_str("</body>\n</html>\n");
@@ -78,8 +83,8 @@ fn score_table(out: &mut String, report: &Report) {
         let number = |value: Option<f64>| value.map_or("–".to_string(), |v| format!("{v:.2}"));
         let difference = published.map_or("–".to_string(), |p| format!("{:+.2}", score.value - p));
         // the source is known where the published figure came from the table of this program
-        let known =
-            expected::figure(&report.recipe, &score.metric).filter(|(value, _)| Some(*value) == published);
+        let known = expected::figure(&report.recipe, &score.metric, report.items)
+            .filter(|(value, _)| Some(*value) == published);
         let source = known.map_or(String::new(), |(_, source)| source.to_string());
         let _ = writeln!(
             out,
@@ -90,6 +95,30 @@ fn score_table(out: &mut String, report: &Report) {
         );
     }
     out.push_str("</table>\n");
+    for note in expected::notes(&report.recipe, report) {
+        let _ = writeln!(out, "<p>Note: {}</p>", escape(&note));
+    }
+}
+
+fn left_out(out: &mut String, bad: &[SkippedSample]) {
+    if bad.is_empty() {
+        return;
+    }
+    out.push_str("<h2>Left out</h2>\n<table>\n<tr><th>file</th><th>key</th><th>why</th></tr>\n");
+    for sample in bad.iter().take(BAD_NAMED) {
+        let _ = writeln!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&sample.shard),
+            escape(&sample.key),
+            escape(&sample.problem)
+        );
+    }
+    out.push_str("</table>\n");
+    if bad.len() > BAD_NAMED {
+        let more = bad.len() - BAD_NAMED;
+        let _ = writeln!(out, "<p>and {more} more; all are in skipped.N.jsonl</p>");
+    }
 }
 
 fn facts(out: &mut String, report: &Report) {
@@ -207,6 +236,25 @@ mod tests {
         }
     }
 
+    fn bad(text: &str) -> SkippedSample {
+        SkippedSample {
+            image_id: text.into(),
+            shard: text.to_owned(),
+            key: text.to_owned(),
+            problem: text.to_owned(),
+            text: true,
+        }
+    }
+
+    #[test]
+    fn samples_that_are_left_out_are_named_up_to_a_limit() {
+        let some = vec![bad("a.tar"); BAD_NAMED + 3];
+        let page = html(&report(), &some, &[], &[]);
+        assert_eq!(page.matches("<td>a.tar</td>").count(), 3 * BAD_NAMED);
+        assert!(page.contains("and 3 more"));
+        assert!(!html(&report(), &[], &[], &[]).contains("Left out"));
+    }
+
     #[test]
     fn base64_of_rfc_4648() {
         let vectors = [
@@ -234,19 +282,19 @@ mod tests {
             references: vec![evil.into()],
             score: 0.5,
         };
-        let page = html(&report(), std::slice::from_ref(&case), &[]);
+        let page = html(&report(), &[bad(evil)], std::slice::from_ref(&case), &[]);
         assert!(!page.contains("<script") && !page.contains("<m>"));
         assert_eq!(
             page.matches("&lt;script&gt;&quot;x&quot; &amp; &#39;y&#39;\u{fffd}")
                 .count(),
-            5
+            8
         );
         assert!(page.contains("data:image/png;base64,AQID"));
     }
 
     #[test]
     fn figures_stand_beside_each_other() {
-        let page = html(&report(), &[], &[]);
+        let page = html(&report(), &[], &[], &[]);
         assert!(
             page.contains("<td>140.00</td><td>146.10</td><td>-6.10</td><td>LAVIS</td>"),
             "{page}"

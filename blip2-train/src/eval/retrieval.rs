@@ -2,8 +2,9 @@
 //!
 //! As LAVIS evaluates BLIP-2: similarities are cosines (maximum over the queries, no temperature); of every row the best
 //! `k` (128) get `ITM logit + similarity`, all others -100. An image counts as found at the best rank of its captions
-//! (TR, image to text), a caption at that of its image (IR, text to image). In LAVIS a caption has one image, although
-//! COCO has a few pictures with the same caption; [`CaptionMap::shared`] lets such captions match all their pictures.
+//! (TR, image to text), a caption at that of its image (IR, text to image). A caption has one image, although COCO has a
+//! few pictures with the same caption; [`CaptionMap::shared`] lets such captions match all their pictures, which gives
+//! figures that cannot be compared with published ones.
 
 use std::collections::HashMap;
 

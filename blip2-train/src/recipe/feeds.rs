@@ -9,9 +9,10 @@ use super::data::{TextProcessor, TrainSource, VisProcessor};
 use super::tokens::{Found, Tokenizers};
 use super::train::TextTask;
 use super::{Recipe, RecipeError, StageKind};
-use crate::data::loader::{Loader, LoaderConfig, LoaderStart};
+use crate::data::loader::{Loader, LoaderConfig, LoaderStart, Tally};
 use crate::data::mixture::{Draw, Mixture, MixtureConfig, Source, Start};
 use crate::data::prepare::{Needs, Preparation};
+use crate::data::sample::{DataError, Skipped};
 use crate::data::stream::{Order, Split};
 use crate::run::collate::{LmCollate, LmLayout, PairCollate, Pictures};
 use crate::run::feed::{Collate, Feed, OpenLoader};
@@ -165,7 +166,7 @@ impl Reader {
     }
 
     /// A loader at a position.
-    pub fn open(&self, start: LoaderStart) -> Result<Loader, crate::data::sample::DataError> {
+    pub fn open(&self, start: LoaderStart) -> Result<Loader, DataError> {
         Loader::new(
             &self.sources,
             &self.preparations,
@@ -178,7 +179,7 @@ impl Reader {
     /// An endless feed. Skipped samples are named on standard error.
     pub fn feed<C: Collate>(self, collate: C) -> Feed<C> {
         let open: OpenLoader = Box::new(move |start| self.open(start));
-        let skipped = |skipped: Vec<crate::data::sample::Skipped>| {
+        let skipped = |skipped: Vec<Skipped>| {
             for sample in skipped {
                 say(format_args!("skipped: {sample}"));
             }
@@ -325,10 +326,16 @@ fn corpus(recipe: &Recipe, sets: &[TrainSource]) -> Result<Vec<String>, RecipeEr
             order,
             ..MixtureConfig::default()
         };
-        let mut mixture = Mixture::new(&[set.source.open()?], config, Start::Epoch(0))?;
+        let sources = [set.source.open()?];
+        let mut tally = Tally::new(data.errors, &sources, None)?;
+        let mut mixture = Mixture::new(&sources, config, Start::Epoch(0))?;
         while let Some(drawn) = mixture.next_sample()? {
-            if let Ok(sample) = drawn.sample {
-                texts.extend(sample.captions.iter().map(|caption| clean(caption)));
+            match drawn.sample {
+                Ok(sample) => {
+                    tally.good(&sample.shard);
+                    texts.extend(sample.captions.iter().map(|caption| clean(caption)));
+                }
+                Err(skipped) => say(format_args!("skipped: {}", tally.skipped(skipped)?)),
             }
         }
     }

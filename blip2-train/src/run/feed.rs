@@ -1,6 +1,10 @@
 //! From the data loader to the stages: a resumable [`BatchSource`] over a [`Loader`], with the part that
 //! turns pictures and texts into tensors' contents left to a [`Collate`].
 
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::{BatchSource, SourceError};
@@ -87,6 +91,55 @@ impl<C: Collate> BatchSource<C::Batch> for Feed<C> {
     }
 }
 
+/// What was passed over since the very start of a run, over all its processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Skips {
+    /// Samples that could not be used.
+    pub samples: u64,
+    /// Shards that cannot be read to their end; processes may have met the same one.
+    pub lost: BTreeSet<String>,
+}
+
+impl Skips {
+    /// As the processes' places in the data say; `None` for data without samples that could be skipped.
+    pub fn of(cursors: &[Value]) -> Option<Self> {
+        let mut places = cursors
+            .iter()
+            .filter_map(|cursor| LoaderCursor::deserialize(cursor).ok())
+            .peekable();
+        places.peek()?;
+        let mut skips = Self::default();
+        for place in places {
+            skips.samples += place.bad();
+            skips.lost.extend(place.lost().iter().cloned());
+        }
+        Some(skips)
+    }
+
+    /// Nothing was passed over.
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0 && self.lost.is_empty()
+    }
+}
+
+impl fmt::Display for Skips {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let plural = |count: u64| if count == 1 { "" } else { "s" };
+        let (samples, lost) = (self.samples, self.lost.len() as u64);
+        write!(
+            f,
+            "skipped {samples} sample{}, lost {lost} shard{}",
+            plural(samples),
+            plural(lost)
+        )?;
+        match self.lost.first() {
+            Some(first) if lost > 1 => write!(f, " ({first} and others)"),
+            Some(only) => write!(f, " ({only})"),
+            None => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -121,6 +174,15 @@ mod tests {
 
     /// Eleven pictures in files with a caption each, augmented, in batches of three.
     fn feed(folder: &std::path::Path) -> Feed<PairCollate> {
+        feed_without(folder, &[], |skipped| panic!("{skipped:?}"))
+    }
+
+    /// As [`feed`], with files missing.
+    fn feed_without(
+        folder: &std::path::Path,
+        missing: &[usize],
+        skipped: impl FnMut(Vec<Skipped>) + 'static,
+    ) -> Feed<PairCollate> {
         let folder = folder.to_owned();
         let rows: String = (0..11)
             .map(|i| {
@@ -130,6 +192,9 @@ mod tests {
                 format!("{{\"image\":\"{i}.png\",\"caption\":\"a red house {i}\"}}\n")
             })
             .collect();
+        for i in missing {
+            std::fs::remove_file(folder.join(format!("{i}.png"))).unwrap();
+        }
         let config = AnnotationConfig {
             images: Some(folder),
             ..AnnotationConfig::new("captions.jsonl")
@@ -160,10 +225,19 @@ mod tests {
             tokenizer: tokenizer(),
             max_tokens: 10,
         };
-        Feed::new(Box::new(open), collate, Box::new(|skipped| panic!("{skipped:?}")))
+        Feed::new(Box::new(open), collate, Box::new(skipped))
     }
 
     fn train(data: &std::path::Path, run: &std::path::Path, steps: u64, stop: bool) -> params::Named<Flex> {
+        train_on(feed(data), run, steps, stop)
+    }
+
+    fn train_on(
+        mut feed: Feed<PairCollate>,
+        run: &std::path::Path,
+        steps: u64,
+        stop: bool,
+    ) -> params::Named<Flex> {
         let device = Default::default();
         let tokenizer = tokenizer();
         let mut sizes = without_dropout(qformer());
@@ -184,7 +258,7 @@ mod tests {
         let text = format!("steps = {steps}\nlog_every = 1\nschedule = {{ peak = 1e-3 }}");
         let config: TrainerConfig = toml::from_str(&text).unwrap();
         let mut trainer = Trainer::open(config, parts, stage, module, device).unwrap();
-        trainer.run(&mut feed(data), &mut ()).unwrap();
+        trainer.run(&mut feed, &mut ()).unwrap();
         params::values(trainer.module())
             .into_iter()
             .map(|(name, value)| (name, value.inner()))
@@ -204,5 +278,53 @@ mod tests {
         for (name, value) in whole {
             assert_eq!(params::to_host(&value), params::to_host(&parts[&name]), "{name}");
         }
+    }
+
+    /// Stopped in between, the count goes on where it was.
+    #[test]
+    fn what_is_skipped_is_counted_in_the_metrics_and_the_report() {
+        let data = tempfile::tempdir().unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let heard = std::rc::Rc::new(std::cell::Cell::new(0));
+        for stop in [true, false] {
+            let counter = heard.clone();
+            let count = move |skipped: Vec<Skipped>| counter.set(counter.get() + skipped.len());
+            train_on(feed_without(data.path(), &[2, 5], count), run.path(), 6, stop);
+        }
+        let rows = crate::run::log::read(run.path()).unwrap();
+        let counts: Vec<f64> = rows
+            .iter()
+            .map(|row| row["samples_skipped"].as_f64().unwrap())
+            .collect();
+        assert_eq!(counts.len(), 6);
+        assert!(counts.is_sorted() && counts[5] >= 2.0, "{counts:?}");
+        assert_eq!(counts[5], heard.get() as f64);
+        assert!(rows.iter().all(|row| row["shards_lost"] == 0.0));
+        let report = crate::run::report::write(run.path()).unwrap();
+        let page = std::fs::read_to_string(report).unwrap();
+        assert!(page.contains("train samples_skipped (last: "), "{page}");
+    }
+
+    #[test]
+    fn skips_of_several_processes_are_summed_and_a_shard_is_lost_once() {
+        let place = |rank: u32, bad: u64, lost: &[&str]| {
+            serde_json::json!({
+                "mixture": {
+                    "setup": "", "rank": rank, "world": 2, "epoch": 0, "draws": 0, "current": 0, "left": 0,
+                    "done": [], "sources": []
+                },
+                "passed_over": [], "seen": 9, "bad": bad, "shards": 3, "lost": lost
+            })
+        };
+        let skips = Skips::of(&[place(0, 3, &["a.tar"]), place(1, 4, &["a.tar", "b.tar"])]).unwrap();
+        assert_eq!(
+            skips.to_string(),
+            "skipped 7 samples, lost 2 shards (a.tar and others)"
+        );
+        let nothing = Skips::of(&[place(0, 0, &[])]).unwrap();
+        assert!(nothing.is_empty());
+        // a feed of plain texts skips nothing and has another kind of place
+        assert_eq!(Skips::of(&[serde_json::json!({"epoch": 0, "batch": 3})]), None);
+        assert_eq!(Skips::of(&[Value::Null]), None);
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::checkpoint::{
     self, Best, CheckpointError, CheckpointStore, Contents, Found, MODEL, OPTIMIZER, Pending, TrainState,
 };
+use super::feed::Skips;
 use super::log::MetricsLog;
 use super::progress::{Progress, Split};
 use super::validation::{Moment, Validate};
@@ -178,7 +179,8 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
             let numbers = self.one_step(source)?;
             self.parts.progress.step(self.step);
             if due(self.config.log_every, self.step) || self.step == self.config.steps {
-                self.write_numbers(&mut log, &numbers, since)?;
+                let skips = self.skips(source)?;
+                self.write_numbers(&mut log, &numbers, skips, since)?;
                 since = (Instant::now(), self.step, self.samples);
             }
             let improved = self.validate_if_due(&mut log, validation)?;
@@ -188,9 +190,11 @@ impl<'a, B: AutodiffBackend, S: Stage<B>> Trainer<'a, B, S> {
                 self.save(source.cursor())?;
             }
             if stop && !last {
+                self.say_skips(source)?;
                 return Ok(Outcome::Interrupted { step: self.step });
             }
         }
+        self.say_skips(source)?;
         Ok(Outcome::Finished)
     }
 

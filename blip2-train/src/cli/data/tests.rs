@@ -35,3 +35,34 @@ fn every_verb_runs() {
         "formats concern annotation files only"
     );
 }
+
+#[test]
+fn no_sample_is_an_error_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(at("empty.jsonl"), "").unwrap();
+    let row = |i: u32| format!("{{\"image\":\"no/{i}.jpg\",\"caption\":\"x\"}}\n");
+    std::fs::write(at("gone.jsonl"), (0..3).map(row).collect::<String>()).unwrap();
+    for verb in ["stats", "verify", "inspect"] {
+        let sheet = at("sheet.png");
+        let with = |file: &str| {
+            let path = at(file);
+            let mut args = vec![verb, path.as_str()];
+            if verb == "inspect" {
+                args.extend(["-o", &sheet]);
+            }
+            call(&args).unwrap_err().to_string()
+        };
+        let text = with("empty.jsonl");
+        assert!(text.contains("there is no sample in it"), "{verb}: {text}");
+        let text = with("gone.jsonl");
+        match verb {
+            "verify" => assert_eq!(text, "3 of 3 samples cannot be used"), // after the list of them
+            _ => assert!(
+                text.contains("none of 3 samples") && text.contains("no/0.jpg"),
+                "{verb}: {text}"
+            ),
+        }
+        assert!(!dir.path().join("sheet.png").exists());
+    }
+}

@@ -60,10 +60,10 @@ pub(super) fn stats_text(found: &Stats) -> String {
         found.shards.len(),
         found.image_bytes as f64 / 1e6
     );
-    found
-        .bad
-        .iter()
-        .for_each(|(kind, n)| text += &format!("  not usable, {kind}: {n}\n"));
+    for (kind, n) in &found.bad {
+        let first = found.reasons.get(kind).map(String::as_str).unwrap_or_default();
+        text += &format!("  not usable, {kind}: {n}, such as {first}\n");
+    }
     found
         .formats
         .iter()

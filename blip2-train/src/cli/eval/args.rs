@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::super::generation::GenerationArgs;
 use super::super::model::DeviceArgs;
 use super::super::source::SourceSelect;
+use crate::eval::run::bad::MAX_BAD;
 
 /// Measure a model: published metrics from a model folder and a data set.
 #[derive(Debug, Args)]
@@ -82,6 +83,8 @@ pub struct RunArgs {
     /// Decode threads; 0 is one per processor
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    #[command(flatten)]
+    pub bad: BadArgs,
     /// This process among --world [default: RANK]
     #[arg(long)]
     pub rank: Option<usize>,
@@ -96,6 +99,14 @@ pub struct RunArgs {
     pub quiet: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// What to do about samples that cannot be used.
+#[derive(Clone, Debug, Args)]
+pub struct BadArgs {
+    /// Stop if more than this share of the samples cannot be used, and more than 5 of them
+    #[arg(long, value_name = "SHARE", default_value_t = MAX_BAD)]
+    pub max_bad: f64,
 }
 
 #[derive(Debug, Args)]
@@ -119,9 +130,9 @@ pub struct RetrievalArgs {
     /// Tokens kept of a caption
     #[arg(long, default_value_t = 35)]
     pub max_length: usize,
-    /// Count a caption that several pictures have for its own picture only, as LAVIS does
+    /// Count equal captions of other pictures as right too; not comparable with published figures
     #[arg(long)]
-    pub own_captions_only: bool,
+    pub shared_captions: bool,
 }
 
 #[derive(Debug, Args)]
@@ -130,16 +141,16 @@ pub struct VqaArgs {
     pub run: RunArgs,
     #[command(flatten)]
     pub generation: GenerationArgs,
-    /// Take the likeliest of the answers in this file, one per line, instead of generating; `choices`: of each
-    /// question's own
+    /// Take the likeliest of the answers in this file, one per line or a JSON list (LAVIS's answer_list.json), instead
+    /// of generating; `choices`: of each question's own
     #[arg(long, value_name = "FILE|choices")]
     pub candidates: Option<PathBuf>,
     /// With --candidates: compare log-likelihoods per token
     #[arg(long, requires = "candidates")]
     pub per_token: bool,
-    /// How answers are scored
-    #[arg(long, value_enum, default_value = "vqa")]
-    pub rule: RuleArg,
+    /// How answers are scored [default: as --format says, gqa for gqa and vg_vqa, aokvqa for aok_vqa; else vqa]
+    #[arg(long, value_enum)]
+    pub rule: Option<RuleArg>,
     /// Bring the words of an answer back to a base form before it is scored (for OK-VQA, whose answers are stemmed)
     ///
     /// A word that no human answer of the data set holds is replaced by the first form that one does hold, out of those
@@ -191,6 +202,8 @@ pub struct MergeArgs {
     /// Folder that the processes wrote to
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
+    #[command(flatten)]
+    pub bad: BadArgs,
     /// Best and worst cases on the page, each
     #[arg(long, default_value_t = 24)]
     pub cases: usize,

@@ -1,12 +1,11 @@
 //! From arguments to the settings of a task, once the model is known.
 
-use std::path::Path;
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use blip2_model::nn::Kernels;
 use blip2_model::session::Session;
 
 use super::args::{CaptionArgs, ItmArgs, RetrievalArgs, RuleArg, RunArgs, VqaArgs};
+use super::candidates;
 use crate::eval::run::Task;
 use crate::eval::run::caption::CaptionTask;
 use crate::eval::run::itm::ItmTask;
@@ -51,7 +50,7 @@ impl Settle for VqaArgs {
                 true,
             )),
             Some(file) => AnswerBy::Rank {
-                candidates: candidates(file)?,
+                candidates: candidates::read(file)?,
                 per_token: self.per_token,
             },
         };
@@ -60,30 +59,20 @@ impl Settle for VqaArgs {
             clean: !self.no_clean,
             lemmatise: self.lemmatise,
             answers,
-            rule: match self.rule {
-                RuleArg::Vqa => Rule::Vqa,
-                RuleArg::Aokvqa => Rule::AOkvqa,
-                RuleArg::Gqa => Rule::Gqa,
-            },
+            rule: rule(self.rule, self.run.data.format.as_deref()),
         }))
     }
 }
 
-/// One answer per line; none for `choices`.
-fn candidates(file: &Path) -> Result<Vec<String>> {
-    if file.as_os_str() == "choices" {
-        return Ok(Vec::new());
+/// The rule of the data set's kind, where `--format` names one.
+fn rule(given: Option<RuleArg>, format: Option<&str>) -> Rule {
+    match (given, format) {
+        (Some(RuleArg::Vqa), _) => Rule::Vqa,
+        (Some(RuleArg::Aokvqa), _) | (None, Some("aok_vqa")) => Rule::AOkvqa,
+        // one answer a question, in Visual Genome's questions as well
+        (Some(RuleArg::Gqa), _) | (None, Some("gqa" | "gqa_official" | "vg_vqa")) => Rule::Gqa,
+        (None, _) => Rule::Vqa,
     }
-    let text = std::fs::read_to_string(file).with_context(|| format!("--candidates {}", file.display()))?;
-    let lines: Vec<String> = text
-        .lines()
-        .map(|l| l.trim().to_owned())
-        .filter(|l| !l.is_empty())
-        .collect();
-    if lines.is_empty() {
-        bail!("--candidates {}: no answers; write one per line", file.display());
-    }
-    Ok(lines)
 }
 
 impl Settle for ItmArgs {
@@ -115,7 +104,27 @@ impl Settle for RetrievalArgs {
             k: self.k,
             clean: !self.no_clean,
             max_length: self.max_length,
-            shared: !self.own_captions_only,
+            shared: self.shared_captions,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule_follows_the_format_unless_it_is_given() {
+        let of = |format| rule(None, Some(format));
+        assert_eq!(of("gqa"), Rule::Gqa);
+        assert_eq!(of("gqa_official"), Rule::Gqa);
+        assert_eq!(of("aok_vqa"), Rule::AOkvqa);
+        assert_eq!(of("ok_vqa"), Rule::Vqa);
+        assert_eq!(rule(None, None), Rule::Vqa);
+        assert_eq!(rule(Some(RuleArg::Vqa), Some("gqa")), Rule::Vqa);
+        // the formats are those that the reader knows
+        for name in ["gqa", "gqa_official", "vg_vqa", "aok_vqa", "ok_vqa"] {
+            assert!(crate::data::formats::Format::named(name).is_ok(), "{name}");
+        }
     }
 }

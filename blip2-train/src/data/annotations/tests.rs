@@ -151,3 +151,44 @@ fn names_and_problems() {
     use burn_dataset::Dataset;
     assert!(Dataset::get(&s, 0).is_some() && Dataset::get(&s, 1).is_none());
 }
+
+/// Questions as LAVIS lists them, with the official annotations in a file of their own.
+#[test]
+fn answers_are_joined_by_question_id_whatever_the_layout() {
+    let notes = r#"{"annotations":[
+        {"question_id":5,"answer_type":"other","question_type":"what is","answers":[{"answer":"a"},{"answer":"b"}]},
+        {"question_id":"g6","answers":[{"answer":"c"}]}]}"#;
+    let rows = r#"[{"image":"x.jpg","question":"q?","question_id":5},
+        {"image":"x.jpg","question":"q?","question_id":"g6","answer":"own"},
+        {"image":"x.jpg","question":"q?","question_id":7,"answer":"own"}]"#;
+    let open = |rows: &str, format: &str| {
+        let config = AnnotationConfig {
+            format: format.into(),
+            answers: Some("notes.json".into()),
+            ..AnnotationConfig::new("q.json")
+        };
+        AnnotationSet::from_bytes(rows.as_bytes(), Some(notes.as_bytes()), &config)
+    };
+    for format in ["auto", "coco_vqa"] {
+        let s = open(rows, format).unwrap();
+        let q = |i| get(&s, i).question.unwrap();
+        assert_eq!(
+            (q(0).answers[1].text.as_str(), q(0).answers[1].weight),
+            ("b", 0.5)
+        );
+        assert_eq!(q(0).answer_type.as_deref(), Some("other"));
+        assert_eq!(q(0).question_type.as_deref(), Some("what is"));
+        assert_eq!(q(1).answers[0].text, "c");
+        assert_eq!(q(2).answers[0].text, "own");
+    }
+    let others = r#"[{"image":"x.jpg","question":"q?","question_id":70}]"#;
+    let official =
+        r#"{"data_subtype":"val2014","questions":[{"image_id":42,"question":"what?","question_id":420}]}"#;
+    for (rows, format) in [(others, "coco_vqa"), (official, "vqa_official")] {
+        let error = open(rows, format).unwrap_err().to_string();
+        assert!(
+            error.contains("notes.json") && error.contains("none of the questions"),
+            "{error}"
+        );
+    }
+}

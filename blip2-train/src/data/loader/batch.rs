@@ -1,6 +1,6 @@
 //! What a loader gives out: batches, positions, counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +16,28 @@ pub struct LoaderCursor {
     pub(super) passed_over: Vec<u64>,
     pub(super) seen: u64,
     pub(super) bad: u64,
+    /// Shards met before that position.
+    #[serde(default)]
+    pub(super) shards: u64,
+    /// Those of them that were lost.
+    #[serde(default)]
+    pub(super) lost: BTreeSet<String>,
 }
 
 impl LoaderCursor {
     /// Epoch of the next sample.
     pub fn epoch(&self) -> u64 {
         self.mixture.epoch()
+    }
+
+    /// Bad samples of this process before this position, since the very start.
+    pub fn bad(&self) -> u64 {
+        self.bad
+    }
+
+    /// Shards that this process lost before this position, since the very start.
+    pub fn lost(&self) -> &BTreeSet<String> {
+        &self.lost
     }
 }
 
@@ -69,4 +85,8 @@ pub struct Counts {
     pub bad: u64,
     /// Bad ones of this run by kind.
     pub kinds: BTreeMap<&'static str, u64>,
+    /// Shards met, since the very start.
+    pub shards: u64,
+    /// Shards among them that cannot be read to their end; their samples are not counted.
+    pub lost: u64,
 }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// When bad samples stop the run: as soon as bad > `allowed` + `share` * seen.
+use crate::data::sample::DataError;
+
+/// When bad samples and lost shards stop the run: as soon as bad > `allowed` + `share` * seen, or lost > `lost_shards`
+/// and lost > `lost_share` * shards seen. Each process counts what it meets itself.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ErrorPolicy {
@@ -10,6 +13,11 @@ pub struct ErrorPolicy {
     pub allowed: u64,
     /// Share of all samples that is tolerated on top, 0 to 1.
     pub share: f64,
+    /// Shards that may be lost whatever their share: not to be opened, no shards at all, or broken off. Their samples
+    /// are unknown, so they are no bad samples and have limits of their own.
+    pub lost_shards: u64,
+    /// Share of the shards that may be lost, 0 to 1, where that is more.
+    pub lost_share: f64,
 }
 
 impl Default for ErrorPolicy {
@@ -17,6 +25,8 @@ impl Default for ErrorPolicy {
         Self {
             allowed: 100,
             share: 0.01,
+            lost_shards: 1,
+            lost_share: 0.01,
         }
     }
 }
@@ -26,15 +36,38 @@ impl ErrorPolicy {
     pub const LENIENT: Self = Self {
         allowed: u64::MAX,
         share: 0.0,
+        lost_shards: u64::MAX,
+        lost_share: 0.0,
     };
     /// Stops at the first.
     pub const STRICT: Self = Self {
         allowed: 0,
         share: 0.0,
+        lost_shards: 0,
+        lost_share: 0.0,
     };
 
     pub(super) fn exceeded(&self, bad: u64, seen: u64) -> bool {
         bad > self.allowed && (bad - self.allowed) as f64 > self.share * seen as f64
+    }
+
+    pub(super) fn too_many_lost(&self, lost: u64, seen: u64) -> bool {
+        lost > self.lost_shards && lost as f64 > self.lost_share * seen as f64
+    }
+
+    pub(super) fn check(&self) -> Result<(), DataError> {
+        let shares = [
+            ("share of bad samples", self.share),
+            ("share of lost shards", self.lost_share),
+        ];
+        match shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+            None => Ok(()),
+            Some((field, share)) => Err(DataError::Setting {
+                field,
+                value: share.to_string(),
+                remedy: "0 to 1",
+            }),
+        }
     }
 }
 

@@ -143,6 +143,26 @@ fn settings_are_checked() {
     }
 }
 
+#[test]
+fn a_position_in_other_data_sets_names_both() {
+    let new = |name: &str, n, start| {
+        let sources = [source(name, Data::Rows(rows(n)), None)];
+        Mixture::new(&sources, MixtureConfig::default(), start)
+    };
+    let cursor = new("old.jsonl", 3, Start::Epoch(0)).unwrap().cursor();
+    let saved = serde_json::to_value(&cursor).unwrap();
+    let error = new("new.jsonl", 4, Start::At(cursor)).err().unwrap().to_string();
+    assert!(
+        error.contains("was old.jsonl (") && error.contains("is now new.jsonl ("),
+        "{error}"
+    );
+    // saved before names were
+    let mut old = saved;
+    old.as_object_mut().unwrap().remove("names");
+    let start = Start::At(serde_json::from_value(old).unwrap());
+    assert!(new("old.jsonl", 3, start).is_ok());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

@@ -1,5 +1,6 @@
 use super::*;
 use bytes::Bytes;
+use parquet::basic::Compression;
 use proptest::prelude::*;
 
 const PAIRS: &[u8] = include_bytes!("../../../../tests/fixtures/parquet/pairs.parquet");
@@ -70,13 +71,83 @@ fn vqa_columns() {
 
 #[test]
 fn compression_that_is_not_built_in_is_named() {
-    let rows = all_problems(open(VQA_ZSTD, 0).unwrap());
+    let shard = open(VQA_ZSTD, 0);
     if cfg!(feature = "parquet-zstd") {
+        let rows = all_problems(shard.unwrap());
         assert!(rows.is_empty(), "{rows:?}");
-    } else {
-        assert_eq!(rows.len(), 1, "the file ends there: {rows:?}");
-        assert!(rows[0].contains("zstd"), "{}", rows[0]);
+        return;
     }
+    let error = shard.err().expect("refused when it is opened");
+    assert!(error.ends_reading(), "not one shard of many");
+    let text = error.to_string();
+    assert!(
+        text.contains("packed with zstd") && text.contains("--features parquet-zstd"),
+        "{text}"
+    );
+}
+
+/// A file with a row for each question, `codec` over its pages.
+fn written(codec: Compression) -> Vec<u8> {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    let columns = ["image", "question", "answer", "answer_type", "question_type"];
+    let fields: String = columns
+        .iter()
+        .map(|name| format!("required binary {name};"))
+        .collect();
+    let schema =
+        parquet::schema::parser::parse_message_type(&format!("message rows {{ {fields} }}")).unwrap();
+    let properties = WriterProperties::builder().set_compression(codec).build();
+    let mut bytes = Vec::new();
+    let mut file = SerializedFileWriter::new(&mut bytes, Arc::new(schema), Arc::new(properties)).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    for name in columns {
+        let values: Vec<ByteArray> = (0..50)
+            .map(|i| format!("{name} {i}").into_bytes().into())
+            .collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&values, None, None)
+            .unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    file.close().unwrap();
+    bytes
+}
+
+#[test]
+fn gzip_pages_and_types_of_questions_are_read() {
+    for codec in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+    ] {
+        let rows = all(open(&written(codec), 0).unwrap());
+        assert_eq!(rows.len(), 50, "{codec}");
+        let sample = rows[7].clone().unwrap().unwrap();
+        let question = sample.question.unwrap();
+        assert_eq!(question.answers[0].text, "answer 7");
+        assert_eq!(question.answer_type.as_deref(), Some("answer_type 7"));
+        assert_eq!(question.question_type.as_deref(), Some("question_type 7"));
+    }
+}
+
+#[test]
+fn a_damaged_page_loses_the_shard_and_names_the_row() {
+    let mut bytes = written(Compression::GZIP(Default::default()));
+    bytes[8..200].fill(0xa5);
+    let mut shard = match open(&bytes, 0) {
+        Ok(shard) => shard,
+        Err(error) => panic!("{error}"),
+    };
+    // also for a process that wants other rows
+    let lost = shard.next_sample(false).unwrap().unwrap_err();
+    assert!(lost.problem.loses_shard(), "{lost}");
+    assert!(lost.to_string().contains("breaks off at row 0"), "{lost}");
+    assert!(shard.next_sample(true).is_none());
 }
 
 #[test]

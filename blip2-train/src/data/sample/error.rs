@@ -4,6 +4,18 @@ use std::path::PathBuf;
 
 use super::Skipped;
 
+/// What is said of parquet shards: that they are read, or how they would be.
+const PARQUET: &str = if cfg!(feature = "parquet") {
+    " or .parquet"
+} else {
+    ""
+};
+const NO_PARQUET: &str = if cfg!(feature = "parquet") {
+    ""
+} else {
+    "; .parquet shards need a build with `--features parquet`"
+};
+
 /// Errors that end reading.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,6 +63,40 @@ pub enum DataError {
         /// The file's columns.
         found: Vec<String>,
     },
+    /// A parquet column packed in a way that this build cannot unpack.
+    #[cfg(feature = "parquet")]
+    #[error("{}: column `{column}` is packed with {codec}, which this build cannot unpack; {remedy}", path.display())]
+    Codec {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Name of the codec.
+        codec: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A split that the file does not have.
+    #[error("{}: no sample in split `{split}`; the file has the splits {}", path.display(), found.join(", "))]
+    UnknownSplit {
+        /// The file.
+        path: PathBuf,
+        /// As given.
+        split: String,
+        /// The file's splits.
+        found: Vec<String>,
+    },
+    /// A split of data that has none.
+    #[error(
+        "{}: split `{split}` is asked for, and only files of the format `karpathy` have splits; leave it out, or give \
+         that format", path.display()
+    )]
+    NoSplits {
+        /// The data set.
+        path: PathBuf,
+        /// As given.
+        split: String,
+    },
     /// JSON of another layout than the format says.
     #[error("{}: this looks like the `{looks_like}` layout; pass that as the format", path.display())]
     Layout {
@@ -69,8 +115,8 @@ pub enum DataError {
     },
     /// A path that is none of the supported kinds.
     #[error(
-        "{}: not a data set this reads; give a .tar (or .tar.gz) pattern, a .json, .jsonl, .csv or .tsv annotation \
-         file, or a folder with images and captions.jsonl or captions.csv", path.display()
+        "{}: not a data set this reads; give a .tar (or .tar.gz){} pattern, a .json, .jsonl, .csv or .tsv annotation \
+         file, or a folder with images and captions.jsonl or captions.csv{}", path.display(), PARQUET, NO_PARQUET
     )]
     UnknownKind {
         /// As given.
@@ -147,6 +193,21 @@ pub enum DataError {
         /// The one that passed it.
         last: Box<Skipped>,
     },
+    /// More shards were lost than the limit lets pass.
+    #[error(
+        "{lost} of {seen} shards cannot be read to their end (limit {limit}); the last one: {last}. Fetch such shards \
+         again or take them out of the data set; `data.errors.lost_shards` and `data.errors.lost_share` set the limit"
+    )]
+    TooManyLost {
+        /// Shards lost so far.
+        lost: u64,
+        /// Shards read so far, whole or in part.
+        seen: u64,
+        /// The threshold, in words.
+        limit: String,
+        /// The one that passed it.
+        last: Box<Skipped>,
+    },
     /// The model side of a data job failed.
     #[error("{stage} failed on shard {shard}: {source}")]
     Model {
@@ -163,9 +224,31 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Whether a shard that opens with this error ends reading; any other costs the shard alone.
+    pub(in crate::data) fn ends_reading(&self) -> bool {
+        #[cfg(feature = "parquet")]
+        if matches!(self, Self::Codec { .. }) {
+            return true;
+        }
+        matches!(self, Self::StdinReread | Self::MissingColumn { .. })
+    }
+
     /// Wraps a system error with the path it concerns.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+#[cfg(all(test, not(feature = "parquet")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_parquet_the_feature_is_named() {
+        let error = DataError::UnknownKind {
+            path: "a.parquet".into(),
+        };
+        assert!(error.to_string().contains("--features parquet"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Why a sample is passed over.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Why one sample cannot be used. Every kind is skipped and counted, never fatal by itself.
@@ -20,7 +21,7 @@ pub enum Problem {
     NotUtf8 {
         /// Member or field name.
         member: String,
-        /// First offending byte.
+        /// First offending byte: of the member or row, and of the file where that is one JSON value.
         at: usize,
     },
     /// JSON or a row that does not parse.
@@ -61,9 +62,25 @@ pub enum Problem {
         /// Distance to the next valid header or the end.
         skipped: u64,
     },
-    /// The shard cannot be opened or read.
+    /// Bytes that are no tar header, and none after them is: the shard is none from there on.
+    #[error("no valid tar header from byte {at} on; the {skipped} bytes to the end were passed over")]
+    NotTar {
+        /// Offset of the first bad block.
+        at: u64,
+        /// Distance to the end.
+        skipped: u64,
+    },
+    /// The shard cannot be opened, or reading it breaks off.
     #[error("cannot be read: {0}")]
     Io(#[source] Arc<std::io::Error>),
+    /// A file of its own that belongs to the sample cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: Arc<std::io::Error>,
+    },
     /// A picture that does not decode.
     #[error("image does not decode: {0}")]
     Decode(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -76,6 +93,29 @@ impl Problem {
     /// Wraps a system error.
     pub fn io(source: std::io::Error) -> Self {
         Self::Io(Arc::new(source))
+    }
+
+    /// Reading a shard broke off; `place` is a byte or a row of it.
+    pub fn breaks_off(place: impl std::fmt::Display, source: std::io::Error) -> Self {
+        let kind = source.kind();
+        Self::io(std::io::Error::new(
+            kind,
+            format!("it breaks off at {place}: {source}"),
+        ))
+    }
+
+    /// Wraps a system error with the sample's file that it concerns.
+    pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File {
+            path,
+            source: Arc::new(source),
+        }
+    }
+
+    /// Whether the shard gives nothing more after this: it is lost, or the rest of it, and not one sample.
+    pub fn loses_shard(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::NotTar { .. } | Self::Truncated { .. })
     }
 
     /// Checks that `bytes` are UTF-8.
@@ -98,7 +138,9 @@ impl Problem {
             Self::TooManyMembers { .. } => "too_many_members",
             Self::Truncated { .. } => "truncated",
             Self::CorruptHeader { .. } => "corrupt_header",
+            Self::NotTar { .. } => "not_tar",
             Self::Io(_) => "io",
+            Self::File { .. } => "file",
             Self::Decode(_) => "decode",
             Self::DecoderPanic => "decoder_panic",
         }
@@ -107,7 +149,7 @@ impl Problem {
 
 /// A sample that was passed over: what to write into the log.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{shard}: sample `{key}`: {problem}")]
+#[error("{shard}: {}{problem}", named(key))]
 pub struct Skipped {
     /// File it came from.
     pub shard: Arc<str>,
@@ -116,4 +158,12 @@ pub struct Skipped {
     /// What is wrong.
     #[source]
     pub problem: Problem,
+}
+
+/// Damage without a key belongs to the file as a whole.
+fn named(key: &str) -> String {
+    match key {
+        "" => String::new(),
+        key => format!("sample `{key}`: "),
+    }
 }

@@ -101,6 +101,66 @@ fn limits_hold() {
     assert_eq!(kinds, [Err("too_large"), Err("too_many_members"), Ok("c".into())]);
 }
 
+/// Gives one byte at a time, as a pipe may.
+struct Drip(io::Cursor<Vec<u8>>);
+
+impl Read for Drip {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let end = buf.len().min(1);
+        self.0.read(&mut buf[..end])
+    }
+}
+
+#[test]
+fn a_stream_is_unpacked_if_it_is_gzip() {
+    let plain = tar_bytes(&[("a.jpg", b"1"), ("a.txt", b"one"), ("b.jpg", b"2")]);
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::Write::write_all(&mut packed, &plain).unwrap();
+    for bytes in [plain, packed.finish().unwrap()] {
+        let input = unpacked(Drip(io::Cursor::new(bytes))).unwrap();
+        let mut shard = TarShard::new(input, "-".into(), TarFields::default(), 0);
+        let mut keys = Vec::new();
+        while let Some(sample) = shard.next_sample(true) {
+            keys.push(sample.unwrap().unwrap().key);
+        }
+        assert_eq!(keys, ["a", "b"]);
+    }
+    assert!(
+        unpacked(Drip(io::Cursor::new(vec![0x1f]))).is_ok(),
+        "shorter than the mark"
+    );
+}
+
+#[test]
+fn the_loss_of_a_shard_is_told_whatever_is_wanted_and_whatever_else_is_wrong() {
+    let data = tar_bytes(&[("a.jpg", b"1"), ("b.jpg", &[7; 2000]), ("b.png", &[8; 2000])]);
+    let cut = &data[..data.len() - 2000]; // in b.png
+    let fields = TarFields {
+        member_bytes: 10, // so b.jpg is too large besides
+        ..TarFields::default()
+    };
+    for wanted in [true, false] {
+        let mut s = shard(cut, fields.clone(), 0);
+        let lost: Vec<_> = std::iter::from_fn(|| s.next_sample(wanted))
+            .filter_map(Result::err)
+            .collect();
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        assert_eq!(lost[0].problem.kind(), "truncated");
+    }
+    for (bytes, kind) in [(&b""[..], "not_tar"), (&[b'<'; 3000][..], "not_tar")] {
+        let mut s = shard(bytes, TarFields::default(), 0);
+        let lost = s.next_sample(false).unwrap().unwrap_err();
+        assert_eq!((lost.problem.kind(), lost.problem.loses_shard()), (kind, true));
+        assert!(s.next_sample(false).is_none());
+    }
+    // an archive without members is whole
+    assert!(
+        shard(&tar_bytes(&[]), TarFields::default(), 0)
+            .next_sample(true)
+            .is_none()
+    );
+}
+
 proptest! {
     /// Walking with or without reading gives the same borders, and any border is a place to resume from.
     #[test]

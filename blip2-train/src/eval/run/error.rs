@@ -103,4 +103,53 @@ pub enum RunError {
         /// Why the last one failed.
         last: String,
     },
+    /// A model path without weights.
+    #[error("{}: no weights in it; give the folder of a model, or a file of weights", path.display())]
+    NoModelFiles {
+        /// The path.
+        path: PathBuf,
+    },
+    /// More samples are bad than may be.
+    #[error(
+        "{texts} of {samples} samples have no usable text and {unreadable} of {pictures} pictures cannot be read: that is \
+         {percent:.2} %, and --max-bad {most} lets pass {:.2} %; the last one: {last}; mend them, or raise --max-bad",
+        100.0 * most
+    )]
+    TooManyBad {
+        /// Samples without usable text or picture reference.
+        texts: usize,
+        /// Samples looked at.
+        samples: usize,
+        /// Pictures that cannot be read.
+        unreadable: usize,
+        /// Pictures to evaluate.
+        pictures: usize,
+        /// Both together in percent.
+        percent: f64,
+        /// Share that may be bad.
+        most: f64,
+        /// Why the last one is.
+        last: String,
+    },
+    /// The data set of a folder that is to be scored cannot be opened.
+    #[error(
+        "{source}; if the data set has moved, start the evaluation again with --out {} and its new place: what is done is \
+         kept",
+        folder.display()
+    )]
+    DataGone {
+        /// The folder.
+        folder: PathBuf,
+        /// What opening the data gave.
+        source: DataError,
+    },
+    /// A rule that needs several answers, where no question has them.
+    #[error(
+        "--rule vqa compares the answers of several people, and no question of {data} has more than one: every figure would \
+         be 0; use --rule gqa"
+    )]
+    OneAnswer {
+        /// The data set.
+        data: String,
+    },
 }

@@ -4,18 +4,20 @@
 //! ([`folder`]), so that a killed run goes on and several processes share the work; its `finish` reads the journals and
 //! scores them, without the model. [`caption`], [`vqa`], [`retrieval`], [`itm`].
 
+pub mod bad;
 pub mod caption;
 mod error;
 pub mod folder;
 pub mod itm;
 pub mod meter;
+mod model_hash;
 pub mod pictures;
 pub mod publish;
 pub mod retrieval;
 pub mod vqa;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use blip2_model::blip2::ImageFeatures;
@@ -24,13 +26,14 @@ use blip2_model::session::{Session, SessionError};
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::results::{self, Id, Journal};
+use super::results::{Id, Journal};
 use crate::data::sample::Problem;
 use crate::data::source::SourceConfig;
 use crate::say::say;
 pub use error::RunError;
-use folder::{Folder, Record, Share, SkippedPicture};
+use folder::{Folder, Record, Share, SkippedSample};
 use meter::Meter;
+pub use model_hash::model_sha256;
 use pictures::{Pictures, Selection};
 
 /// What is evaluated: goes into `run.json`, and is all that scoring needs.
@@ -87,7 +90,7 @@ impl Task {
             Self::Vqa(_) if pictures.list.iter().all(|p| p.questions.is_empty()) => {
                 return nothing("questions");
             }
-            Self::Vqa(_) => {}
+            Self::Vqa(task) => task.check(pictures)?,
             Self::Retrieval(_) | Self::Itm(_) if !texts => return Err(SessionError::NoTextBranch.into()),
             Self::Retrieval(_) | Self::Itm(_) if pictures.list.iter().all(|p| p.captions.is_empty()) => {
                 return nothing("captions");
@@ -119,6 +122,8 @@ pub struct Effort {
     pub share: Share,
     /// Say nothing on standard error.
     pub quiet: bool,
+    /// Share of the samples that may be bad before the evaluation stops.
+    pub max_bad: f64,
 }
 
 /// See the module documentation.
@@ -132,49 +137,12 @@ pub struct Runner<B: Kernels> {
     /// How.
     pub effort: Effort,
     skipped: Journal,
-}
-
-/// SHA-256 over the files of a model folder that its results depend on.
-pub fn model_sha256(folder: &Path) -> Result<String, RunError> {
-    const SETTINGS: [&str; 9] = [
-        "config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "special_tokens_map.json",
-    ];
-    let mut files: Vec<PathBuf> = Vec::new();
-    for folder in [folder.to_path_buf(), folder.join("qformer_tokenizer")] {
-        let Ok(entries) = std::fs::read_dir(&folder) else {
-            continue;
-        };
-        for entry in entries {
-            let path = entry.map_err(super::EvalError::file(&folder))?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let weights = path.extension().is_some_and(|e| {
-                ["safetensors", "bin", "pth", "pt"]
-                    .iter()
-                    .any(|known| e == *known)
-            });
-            if path.is_file() && (weights || SETTINGS.contains(&name.as_str())) {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(results::sha256_files(&files)?)
+    /// Pictures that were noted as unreadable, by this process or before it began.
+    unreadable: HashSet<Id>,
 }
 
 impl<B: Kernels> Runner<B> {
-    /// Opens the data set and the output folder. `model` is the folder that `session` was loaded from.
+    /// Opens the data set and the output folder. `model` is the folder or file that `session` was loaded from.
     pub fn open(
         session: Session<B>,
         model: &Path,
@@ -199,23 +167,47 @@ impl<B: Kernels> Runner<B> {
                 "ranks go from 0 to one below --world",
             );
         }
+        bad::check_share(effort.max_bad)?;
         let pictures = Pictures::open(&config.data, &config.select, effort.threads)?;
         config.task.check(&session, &pictures)?;
+        bad::check(&pictures, 0, effort.max_bad, || last_text(&pictures))?;
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: serde_json::to_value(config).map_err(super::EvalError::json(out))?,
             model_sha256: model_sha256(model)?,
             data_sha256: pictures.sha256.clone(),
+            state_sha256: pictures.state_sha256.clone(),
         };
         let folder = Folder::open(out, &record, effort.share)?;
-        let (skipped, _) = folder.journal::<SkippedPicture>("skipped")?;
-        Ok(Self {
+        let (skipped, _) = folder.journal::<SkippedSample>("skipped")?;
+        let mut runner = Self {
             session,
             pictures,
             folder,
             effort,
             skipped,
-        })
+            unreadable: HashSet::new(),
+        };
+        runner.note_bad_texts()?;
+        let unreadable = folder::unreadable(out)?;
+        let ids = unreadable.iter().map(|sample| sample.image_id.clone());
+        runner.unreadable = ids.collect();
+        bad::check(&runner.pictures, runner.unreadable.len(), effort.max_bad, || {
+            unreadable.last().map_or(String::new(), SkippedSample::to_string)
+        })?;
+        Ok(runner)
+    }
+
+    /// Names the samples without usable text; the first process does it for all, as each reads all texts.
+    fn note_bad_texts(&mut self) -> Result<(), RunError> {
+        if self.effort.share.rank != 0 {
+            return Ok(());
+        }
+        let texts = self.pictures.skipped.iter();
+        let lines: Vec<SkippedSample> = texts
+            .map(|(n, sample)| SkippedSample::of_text(*n, sample))
+            .collect();
+        lines.into_iter().try_for_each(|line| self.note(line))
     }
 
     /// A counter on standard error.
@@ -225,20 +217,20 @@ impl<B: Kernels> Runner<B> {
 
     /// Pictures that a process, whichever, has noted as unreadable.
     pub fn skipped_by_any(&self) -> Result<HashSet<Id>, RunError> {
-        Ok(results::journal_ids::<SkippedPicture>(
-            &self.folder.path,
-            "skipped",
-        )?)
+        let found = folder::unreadable(&self.folder.path)?;
+        Ok(found.into_iter().map(|sample| sample.image_id).collect())
     }
 
     /// Encodes the pictures at `wanted` (ascending), `batch` at a time, and hands them on with their positions.
-    /// Pictures that cannot be read are noted in a journal and left out.
+    /// Pictures that cannot be read are noted in a journal and left out; those noted before are not tried again.
     pub fn encode_each(
         &mut self,
         wanted: &[usize],
         batch: usize,
         each: &mut dyn FnMut(&Self, &[usize], ImageFeatures<B>) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
+        let known = |at: &usize| self.unreadable.contains(&self.pictures.list[*at].id);
+        let wanted: Vec<usize> = wanted.iter().copied().filter(|at| !known(at)).collect();
         let processor = self.session.images.clone();
         let prepare = move |image: blip2_model::processor::RgbImage| {
             let (height, width) = processor.output_size(image.height(), image.width());
@@ -251,7 +243,7 @@ impl<B: Kernels> Runner<B> {
         let mut pixels: Vec<f32> = Vec::new();
         let mut size = [0; 2];
         let (mut good, mut bad) = (0, None);
-        for item in self.pictures.stream(wanted, self.effort.threads, prepare)? {
+        for item in self.pictures.stream(&wanted, self.effort.threads, prepare)? {
             let (position, outcome) = item?;
             match outcome {
                 Err(skipped) => {
@@ -302,21 +294,34 @@ impl<B: Kernels> Runner<B> {
 
     fn skip(&mut self, position: usize, problem: String) -> Result<(), RunError> {
         let picture = &self.pictures.list[position];
-        if self.skipped.holds(&picture.id) {
-            return Ok(());
-        }
-        let line = SkippedPicture {
+        let line = SkippedSample {
             image_id: picture.id.clone(),
             shard: picture.shard.to_string(),
             key: picture.key.clone(),
             problem,
+            text: false,
         };
+        let reason = line.to_string();
+        self.unreadable.insert(line.image_id.clone());
+        self.note(line)?;
+        bad::check(&self.pictures, self.unreadable.len(), self.effort.max_bad, || {
+            reason
+        })
+    }
+
+    fn note(&mut self, line: SkippedSample) -> Result<(), RunError> {
+        if self.skipped.holds(&line.image_id) {
+            return Ok(());
+        }
         if !self.effort.quiet {
-            say(format_args!(
-                "skipped {}: `{}`: {}",
-                line.shard, line.key, line.problem
-            ));
+            say(format_args!("skipped {line}"));
         }
         Ok(self.skipped.append(&[line])?)
     }
+}
+
+/// Why the last sample without usable text has none.
+fn last_text(pictures: &Pictures) -> String {
+    let last = pictures.skipped.last();
+    last.map_or(String::new(), |(_, sample)| sample.to_string())
 }

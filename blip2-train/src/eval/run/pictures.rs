@@ -1,6 +1,10 @@
 //! A data set as an evaluation sees it: pictures with an id, their reference captions and questions. The texts are read
 //! first and kept; encoded pictures stream by, decoded on several threads, each time they are needed.
 
+mod ids;
+mod labels;
+mod state;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,16 +13,15 @@ use blip2_model::processor::{Alpha, DecodeOptions, RgbImage, decode_bytes};
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
-use crate::data::annotations::coco_image_id;
 use crate::data::facts::{in_order, in_order_without};
 use crate::data::mixture::Source;
 use crate::data::pipeline::{Pipeline, Work};
 use crate::data::prepare::Preparation;
-use crate::data::records::{Container, for_each_row};
 use crate::data::sample::{DataError, ImageSource, Problem, Question, Sample, Skipped};
 use crate::data::source::SourceConfig;
 use crate::data::stream::Data;
 use crate::eval::results::{self, Id};
+use ids::{id_of, id_of_path};
 
 /// A question about a picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +30,10 @@ pub struct Asked {
     pub id: Id,
     /// Text and answers.
     pub question: Question,
+    /// File of the sample that asks it.
+    pub shard: Arc<str>,
+    /// Key of that sample.
+    pub key: String,
 }
 
 /// One picture of the data set.
@@ -36,6 +43,10 @@ pub struct Picture {
     pub id: Id,
     /// Number of the first sample that shows it.
     number: u64,
+    /// Its file, if it has one of its own.
+    path: Option<PathBuf>,
+    /// Samples that show it.
+    samples: usize,
     /// Key of that sample.
     pub key: String,
     /// File of that sample.
@@ -66,8 +77,11 @@ pub struct Pictures {
     pub list: Vec<Picture>,
     /// SHA-256 over the files of the data set.
     pub sha256: String,
-    /// Samples without usable text or picture reference.
-    pub skipped: Vec<Skipped>,
+    /// SHA-256 over what tells that picture files, or the list of [`Selection::keys`], have changed; `None` if there are
+    /// none.
+    pub state_sha256: Option<String>,
+    /// Samples of the selected part without usable text or picture reference, by number in the data set.
+    pub skipped: Vec<(u64, Skipped)>,
     source: Source,
     samples: u64,
     decode: DecodeOptions,
@@ -99,41 +113,6 @@ fn entry(sample: Sample) -> Entry {
     }
 }
 
-/// 0 and 1 as JSON writes them, and as the text that a CSV file has for them.
-fn truth(value: &serde_json::Value) -> Option<bool> {
-    use serde_json::Value;
-    match value {
-        Value::Bool(label) => Some(*label),
-        Value::Number(_) | Value::String(_) => match value.as_str().unwrap_or(&value.to_string()).trim() {
-            "1" | "true" => Some(true),
-            "0" | "false" => Some(false),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// Numbers stay numbers, as in COCO's files; `coco_522418` is how LAVIS writes them.
-fn id_of(text: &str) -> Id {
-    let text = text
-        .strip_prefix("coco_")
-        .filter(|rest| rest.parse::<u64>().is_ok())
-        .unwrap_or(text);
-    match text.parse::<i64>() {
-        Ok(number) if number.to_string() == text => Id::Number(number),
-        _ => Id::Text(text.to_owned()),
-    }
-}
-
-/// COCO's number where the file name has one, else the name.
-fn id_of_path(path: &Path) -> Id {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match coco_image_id(&name) {
-        Some(number) if name.starts_with("COCO_") => Id::Number(number as i64),
-        _ => Id::Text(name.into_owned()),
-    }
-}
-
 impl Pictures {
     /// Reads the texts of the data set and hashes its files.
     pub fn open(config: &SourceConfig, selection: &Selection, threads: usize) -> Result<Self, RunError> {
@@ -153,9 +132,17 @@ impl Pictures {
         if files.iter().any(|file| file.as_os_str() == "-") {
             return Err(RunError::Stdin);
         }
+        if let (Data::Shards(_), Some(answers)) = (&source.data, &config.answers) {
+            return Err(RunError::Setting {
+                name: "--answers",
+                value: answers.display().to_string(),
+                remedy: "shards hold their answers themselves; give --answers with a file of questions",
+            });
+        }
         let mut pictures = Self {
             list: Vec::new(),
             sha256: results::sha256_files(&files)?,
+            state_sha256: None,
             skipped: Vec::new(),
             source,
             samples: 0,
@@ -179,6 +166,13 @@ impl Pictures {
         }
         pictures.separate_ids();
         pictures.select(selection)?;
+        pictures.note_state(&config, selection)?;
+        if let (true, Some((_, last))) = (pictures.list.is_empty(), pictures.skipped.last()) {
+            return Err(RunError::AllBad {
+                count: pictures.skipped.len(),
+                last: last.to_string(),
+            });
+        }
         if pictures.list.is_empty() {
             return Err(RunError::Nothing {
                 data: pictures.source.name,
@@ -193,51 +187,15 @@ impl Pictures {
         &self.source.name
     }
 
+    /// Samples of the selected part, bad ones included.
+    pub fn samples(&self) -> usize {
+        let good: usize = self.list.iter().map(|picture| picture.samples).sum();
+        good + self.skipped.len()
+    }
+
     /// The pictures at these positions.
     pub fn at(&self, positions: &[usize]) -> Vec<&Picture> {
         positions.iter().map(|&at| &self.list[at]).collect()
-    }
-
-    /// `label` of each sample of an annotation file by key: whether its caption belongs to its picture.
-    ///
-    /// # Errors
-    /// [`RunError::Label`] for a row without one, or if the data set is no file of rows.
-    pub fn labels(&self) -> Result<HashMap<String, bool>, RunError> {
-        let name = &self.source.name;
-        let fault = |row: String, problem: &'static str| RunError::Label {
-            data: name.clone(),
-            row,
-            problem,
-        };
-        let file = match &self.source.data {
-            Data::Rows(set) => PathBuf::from(&**set.shard()),
-            Data::Shards(set) => set.paths.first().cloned().unwrap_or_default(),
-        };
-        let Some(container) = Container::of(&file) else {
-            return Err(fault(
-                "the whole set".into(),
-                "is no .jsonl, .json, .csv or .tsv file",
-            ));
-        };
-        let bytes = std::fs::read(&file).map_err(DataError::io(&file))?;
-        let (mut labels, mut bad, mut number) = (HashMap::new(), None, 0usize);
-        for_each_row(&bytes, container, &file, &mut |row| {
-            // the key of a row is its number
-            let key = number.to_string();
-            number += 1;
-            // a row that cannot be read at all is among the skipped samples
-            let Ok(row) = row else { return };
-            match row.get("label").and_then(truth) {
-                Some(label) => {
-                    labels.insert(key, label);
-                }
-                None => bad = bad.take().or(Some(key)),
-            }
-        })?;
-        match bad {
-            Some(row) => Err(fault(format!("row {row}"), "has no `label` of 0 or 1")),
-            None => Ok(labels),
-        }
     }
 
     fn read_texts(&mut self, threads: usize) -> Result<(), RunError> {
@@ -254,7 +212,7 @@ impl Pictures {
             let entry = match item.outcome {
                 Ok(entry) => entry,
                 Err(skipped) => {
-                    self.skipped.push(skipped);
+                    self.skipped.push((item.number, skipped));
                     continue;
                 }
             };
@@ -273,14 +231,17 @@ impl Pictures {
                 self.list.push(Picture {
                     id,
                     number: item.number,
+                    path: entry.path,
+                    samples: 0,
                     key: entry.key.clone(),
-                    shard: entry.shard,
+                    shard: entry.shard.clone(),
                     captions: Vec::new(),
                     caption_keys: Vec::new(),
                     questions: Vec::new(),
                 });
             }
             let picture = &mut self.list[at];
+            picture.samples += 1;
             let captions = entry.captions.into_iter().filter(|c| !c.trim().is_empty());
             picture.captions.extend(captions);
             picture
@@ -289,23 +250,11 @@ impl Pictures {
             picture.questions.extend(entry.question.map(|question| Asked {
                 id: id_of(question.id.as_deref().unwrap_or(&entry.key)),
                 question,
+                shard: entry.shard,
+                key: entry.key,
             }));
         }
         Ok(())
-    }
-
-    /// Different pictures under one id get the file's name in front.
-    fn separate_ids(&mut self) {
-        let mut seen = HashSet::new();
-        let repeated: HashSet<Id> = self
-            .list
-            .iter()
-            .filter(|picture| !seen.insert(picture.id.clone()))
-            .map(|picture| picture.id.clone())
-            .collect();
-        for picture in self.list.iter_mut().filter(|p| repeated.contains(&p.id)) {
-            picture.id = Id::Text(format!("{}:{}", picture.shard, picture.key));
-        }
     }
 
     fn select(&mut self, selection: &Selection) -> Result<(), RunError> {
@@ -319,6 +268,9 @@ impl Pictures {
                 found.extend(names);
                 keep
             });
+            found.extend(self.skipped.iter().map(|(_, skipped)| skipped.key.clone()));
+            self.skipped
+                .retain(|(_, skipped)| wanted.contains(skipped.key.as_str()));
             let missing: Vec<&str> = text
                 .lines()
                 .map(str::trim)
@@ -332,7 +284,37 @@ impl Pictures {
                 });
             }
         }
-        self.list.truncate(selection.limit.unwrap_or(usize::MAX));
+        let limit = selection.limit.unwrap_or(usize::MAX);
+        if let Some(beyond) = self.list.get(limit) {
+            let end = beyond.number;
+            self.skipped.retain(|(number, _)| *number < end);
+            self.list.truncate(limit);
+        }
+        Ok(())
+    }
+
+    /// Notes the state of the picture files that were selected, and of the list that selected them.
+    fn note_state(&mut self, config: &SourceConfig, selection: &Selection) -> Result<(), RunError> {
+        let mut roots: Vec<PathBuf> = config.images.iter().cloned().collect();
+        if let Data::Rows(set) = &self.source.data {
+            let file = PathBuf::from(&**set.shard());
+            // a folder without a file of captions is its own root
+            roots.extend(match file.is_dir() {
+                true => Some(file),
+                false => file.parent().map(Path::to_owned),
+            });
+        }
+        let paths: Vec<&Path> = self.list.iter().filter_map(|p| p.path.as_deref()).collect();
+        let pictures = state::of_files(&paths, &roots);
+        self.state_sha256 = match &selection.keys {
+            None => pictures,
+            Some(keys) => {
+                let keys = results::sha256_file(keys)?;
+                Some(results::sha256(
+                    format!("{keys} {}", pictures.unwrap_or_default()).as_bytes(),
+                ))
+            }
+        };
         Ok(())
     }
 
@@ -382,3 +364,6 @@ impl<T: Send + 'static> Iterator for Stream<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use image::imageops::FilterType;
 use serde::Serialize;
 
-use super::folder::{Record, SkippedPicture, read_clocks, read_record};
+use super::folder::{self, Record, SkippedSample, read_clocks, read_record};
 use super::pictures::{Picture, Pictures};
-use super::{RunConfig, RunError, Task};
+use super::{RunConfig, RunError, Task, bad};
 use crate::eval::results::{self, Id, Report, Score};
 use crate::eval::{EvalError, expected, page};
 
@@ -97,26 +97,48 @@ impl Publisher {
 
 /// Scores a folder whose processes are done, and writes `predictions.json`, `scores.json` and `index.html`.
 ///
-/// Needs the data set (for references and pictures), not the model.
+/// Needs the data set (for references and pictures), not the model. At most the share `max_bad` of the samples may be bad.
 pub fn finish(
     folder: &Path,
     recipe: Option<String>,
     threads: usize,
     cases: usize,
+    max_bad: f64,
 ) -> Result<(Report, Vec<String>), RunError> {
+    bad::check_share(max_bad)?;
     let record = read_record(folder)?;
     let config: RunConfig =
         serde_json::from_value(record.config.clone()).map_err(EvalError::json(&folder.join("run.json")))?;
-    let pictures = Pictures::open(&config.data, &config.select, threads)?;
-    if pictures.sha256 != record.data_sha256 {
+    let pictures = Pictures::open(&config.data, &config.select, threads).map_err(|error| match error {
+        RunError::Data(source) => RunError::DataGone {
+            folder: folder.to_path_buf(),
+            source,
+        },
+        other => other,
+    })?;
+    let now = Record {
+        data_sha256: pictures.sha256.clone(),
+        state_sha256: pictures.state_sha256.clone(),
+        ..record.clone()
+    };
+    if let Some(what) = now.difference(&record) {
         return Err(RunError::OtherRun {
             folder: folder.to_path_buf(),
-            what: "data set".into(),
+            what,
         });
     }
+    let bad = bad_samples(folder, &pictures)?;
+    let unreadable: HashSet<Id> = bad
+        .iter()
+        .filter(|sample| !sample.text)
+        .map(|sample| sample.image_id.clone())
+        .collect();
+    bad::check(&pictures, unreadable.len(), max_bad, || {
+        bad.last().map_or(String::new(), SkippedSample::to_string)
+    })?;
     let mut publisher = Publisher {
         folder: folder.to_path_buf(),
-        skipped: results::journal_ids::<SkippedPicture>(folder, "skipped")?,
+        skipped: unreadable,
     };
     let start = std::time::Instant::now();
     let mut finished = match &config.task {
@@ -128,22 +150,31 @@ pub fn finish(
     let recipe = recipe
         .or(config.recipe.clone())
         .unwrap_or_else(|| pictures.name().to_owned());
-    expected::annotate(&recipe, &mut finished.scores);
+    expected::annotate(&recipe, finished.items, &mut finished.scores);
     let (seconds, processes) = read_clocks(folder)?;
     let report = report(
         &record,
         &config,
         recipe,
         &finished,
-        publisher.skipped.len() + pictures.skipped.len(),
+        bad.len(),
         processes,
         seconds + start.elapsed().as_secs_f64(),
     )?;
     publisher.write("scores.json", &report)?;
     let (best, worst) = extremes(&pictures, &finished, threads, cases)?;
-    let html = page::html(&report, &best, &worst);
+    let html = page::html(&report, &bad, &best, &worst);
     results::write_bytes(&folder.join("index.html"), html.as_bytes())?;
     Ok((report, finished.notes))
+}
+
+/// All samples that are left out: those without usable text, then the unreadable pictures.
+fn bad_samples(folder: &Path, pictures: &Pictures) -> Result<Vec<SkippedSample>, RunError> {
+    let texts = pictures
+        .skipped
+        .iter()
+        .map(|(number, sample)| SkippedSample::of_text(*number, sample));
+    Ok(texts.chain(folder::unreadable(folder)?).collect())
 }
 
 fn report(

@@ -45,7 +45,7 @@ pub struct RetrievalTask {
     pub clean: bool,
     /// Tokens kept of a caption.
     pub max_length: usize,
-    /// Captions that are the same for several pictures match all of these; otherwise each only its own.
+    /// Captions that are the same for several pictures match all of these; otherwise each only its own, as LAVIS has it.
     pub shared: bool,
 }
 

@@ -57,6 +57,19 @@ pub enum AnswerBy {
 type Pending = Vec<(usize, Asked)>;
 
 impl VqaTask {
+    /// An error if the rule gives 0 whatever the answers are.
+    pub(super) fn check(&self, pictures: &Pictures) -> Result<(), RunError> {
+        let asked = pictures.list.iter().flat_map(|picture| &picture.questions);
+        let people = asked.map(|asked| asked.question.answers.iter().map(|a| a.count).sum::<u32>());
+        // a question without answers is not scored
+        match (self.rule, people.max()) {
+            (Rule::Vqa, Some(1)) => Err(RunError::OneAnswer {
+                data: pictures.name().to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Answers what this process has to and what no process has answered yet.
     pub fn run<B: Kernels>(&self, runner: &mut Runner<B>) -> Result<(), RunError> {
         let (mut journal, done) = runner.folder.journal::<Answer>("predictions")?;
@@ -297,4 +310,39 @@ fn multiple_choice(questions: &[(&Picture, &Asked)], predictions: &[Answer]) -> 
     let right: Vec<bool> = with_choices.collect();
     let share = right.iter().filter(|r| **r).count() as f64 / right.len() as f64;
     (!right.is_empty()).then_some(100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pictures::Selection;
+    use super::*;
+    use crate::data::source::SourceConfig;
+
+    #[test]
+    fn one_answer_a_question_needs_a_rule_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |rule, answers: &str| {
+            let path = dir.path().join("q.jsonl");
+            std::fs::write(
+                &path,
+                format!("{{\"image\":\"a.png\",\"question\":\"What?\"{answers}}}\n"),
+            )
+            .unwrap();
+            let config = SourceConfig::new(path.to_string_lossy());
+            let pictures = Pictures::open(&config, &Selection::default(), 1).unwrap();
+            let task = VqaTask {
+                prompt: "{}".into(),
+                clean: true,
+                lemmatise: false,
+                answers: AnswerBy::Generate(GenerateOptions::default()),
+                rule,
+            };
+            task.check(&pictures)
+        };
+        let error = check(Rule::Vqa, r#","answer":"cat""#).unwrap_err().to_string();
+        assert!(error.contains("--rule gqa"), "{error}");
+        assert!(check(Rule::Gqa, r#","answer":"cat""#).is_ok());
+        assert!(check(Rule::Vqa, r#","answer":["cat","cat"]"#).is_ok());
+        assert!(check(Rule::Vqa, "").is_ok(), "a test split is not scored");
+    }
 }

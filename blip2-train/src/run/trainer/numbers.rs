@@ -30,10 +30,24 @@ impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
             .collect())
     }
 
+    /// What all processes passed over so far; they ask together.
+    pub(super) fn skips(&self, source: &dyn BatchSource<S::Batch>) -> Result<Option<Skips>, RunError> {
+        Ok(Skips::of(&self.gather_cursors(source.cursor())?))
+    }
+
+    /// The last line of a run that passed anything over.
+    pub(super) fn say_skips(&self, source: &dyn BatchSource<S::Batch>) -> Result<(), RunError> {
+        if let Some(skips) = self.skips(source)?.filter(|skips| !skips.is_empty()) {
+            self.parts.progress.note(&format!("in all: {skips}"));
+        }
+        Ok(())
+    }
+
     pub(super) fn write_numbers(
         &self,
         log: &mut Option<MetricsLog>,
         numbers: &StepNumbers,
+        skips: Option<Skips>,
         since: (Instant, u64, u64),
     ) -> Result<(), RunError> {
         let Some(log) = log else { return Ok(()) };
@@ -64,7 +78,18 @@ impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
             values.push(("memory_gib".into(), resident as f64 / (1u64 << 30) as f64));
             values.push(("memory_peak_gib".into(), peak as f64 / (1u64 << 30) as f64));
         }
-        self.parts.progress.numbers(self.step, Split::Train, &values);
+        let mut shown = values.len();
+        if let Some(skips) = skips {
+            values.push(("samples_skipped".into(), skips.samples as f64));
+            values.push(("shards_lost".into(), skips.lost.len() as f64));
+            // the line on the terminal has no room for what did not happen
+            if !skips.is_empty() {
+                shown = values.len();
+            }
+        }
+        self.parts
+            .progress
+            .numbers(self.step, Split::Train, &values[..shown]);
         log.write(self.step, "train", &values)
     }
 }

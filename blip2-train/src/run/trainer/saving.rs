@@ -52,7 +52,7 @@ impl<B: AutodiffBackend, S: Stage<B>> Trainer<'_, B, S> {
     }
 
     /// Every process's place in the data, in rank order, on all of them.
-    fn gather_cursors(&self, cursor: Value) -> Result<Vec<Value>, RunError> {
+    pub(super) fn gather_cursors(&self, cursor: Value) -> Result<Vec<Value>, RunError> {
         let collective = self.parts.collective;
         if collective.world_size() == 1 {
             return Ok(vec![cursor]);

@@ -139,7 +139,16 @@ fn figures(prefix: &str, scores: &RetrievalScores) -> Vec<Score> {
             figures.push((format!("{prefix}{name}@{at}"), value));
         }
     }
+    // LAVIS's `txt_r_mean`, `img_r_mean` and `r_mean`
+    figures.push((format!("{prefix}TR mean"), scores.text_mean));
+    figures.push((format!("{prefix}IR mean"), scores.image_mean));
     figures.push((format!("{prefix}mean"), scores.mean));
+    // what LAVIS picks checkpoints by
+    figures.extend(
+        prefix
+            .is_empty()
+            .then(|| ("agg_metrics".to_owned(), scores.text_mean)),
+    );
     let score = |(metric, value)| Score {
         metric,
         value,
@@ -168,4 +177,44 @@ fn predictions(
         "image_to_text": by_image.collect::<Vec<_>>(),
         "text_to_image": by_text.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_stand_under_the_names_that_lavis_has_for_them() {
+        let scores = RetrievalScores::from_ranks(&[0, 3], &[0, 0, 7, 20]);
+        let value = |prefix: &str, metric: &str| {
+            let figures = figures(prefix, &scores);
+            figures.iter().find(|f| f.metric == metric).map(|f| f.value)
+        };
+        let (text, image) = ((50.0 + 100.0 + 100.0) / 3.0, (50.0 + 50.0 + 75.0) / 3.0);
+        assert_eq!(value("", "TR mean"), Some(text));
+        assert_eq!(value("", "IR mean"), Some(image));
+        assert_eq!(value("", "mean"), Some((text + image) / 2.0));
+        assert_eq!(value("", "agg_metrics"), Some(text), "of the texts alone");
+        assert_eq!(value("ITC ", "ITC TR mean"), Some(text));
+        assert_eq!(value("ITC ", "agg_metrics"), None);
+    }
+
+    #[test]
+    fn an_equal_caption_of_another_picture_is_right_only_where_that_is_asked_for() {
+        let task = |shared| RetrievalTask {
+            k: 0,
+            clean: true,
+            max_length: 35,
+            shared,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let row = |image: &str| format!("{{\"image\":\"{image}.png\",\"caption\":\"the same\"}}\n");
+        std::fs::write(&path, row("a") + &row("b")).unwrap();
+        let config = crate::data::source::SourceConfig::new(path.to_string_lossy());
+        let pictures = Pictures::open(&config, &Default::default(), 1).unwrap();
+        let list: Vec<&Picture> = pictures.list.iter().collect();
+        assert_eq!(task(false).texts(&list).unwrap().map.captions_of(0), [0]);
+        assert_eq!(task(true).texts(&list).unwrap().map.captions_of(0), [0, 1]);
+    }
 }
