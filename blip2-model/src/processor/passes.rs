@@ -127,10 +127,11 @@ fn transpose8(mut rows: [[u64; BLOCKS]; 8]) -> [[u64; BLOCKS]; 8] {
         (1, 0x00ff_00ff_00ff_00ff),
     ] {
         for i in (0..8).filter(|i| i & step == 0) {
-            for b in 0..BLOCKS {
-                let swap = ((rows[i][b] >> (8 * step)) ^ rows[i + step][b]) & mask;
-                rows[i][b] ^= swap << (8 * step);
-                rows[i + step][b] ^= swap;
+            let (upper, lower) = rows.split_at_mut(i + step);
+            for (a, b) in upper[i].iter_mut().zip(&mut lower[0]) {
+                let swap = ((*a >> (8 * step)) ^ *b) & mask;
+                *a ^= swap << (8 * step);
+                *b ^= swap;
             }
         }
     }
