@@ -177,7 +177,7 @@ fn over_damaged(
 
 /// Not a tar, broken off, cut gzip, vanished.
 fn four_losses(dir: &std::path::Path) {
-    let noise: Vec<u8> = (0..5000u32).map(|i| (i * i >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..5000u32).map(|i| ((i * i) >> 3) as u8).collect();
     std::fs::write(dir.join("0.tar"), &noise).unwrap();
     let whole = std::fs::read(dir.join("1.tar")).unwrap();
     std::fs::write(dir.join("1.tar"), &whole[..whole.len() / 1024 * 512 + 100]).unwrap();
