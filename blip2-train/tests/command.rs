@@ -940,3 +940,23 @@ fn bad_samples_are_named_and_too_many_stop_an_evaluation() {
         6
     );
 }
+
+/// What a shard that breaks off still gives is written, and the exit code says that it is not all.
+#[test]
+fn conversion_says_that_a_shard_is_lost() {
+    let place = Place::new();
+    let shard = std::fs::read(&place.shard).expect("shard");
+    std::fs::write(place.at("cut.tar"), &shard[..shard.len() / 2 + 100]).expect("write");
+    let (data, out) = (place.text("cut.tar"), place.text("converted"));
+    let done = call(&[
+        "data", "convert", &data, "--to", "folder", "--out", &out, "--json",
+    ]);
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("cut.tar") && stderr.contains("whole shards"),
+        "{stderr}"
+    );
+    let report: Value = serde_json::from_slice(&done.stdout).expect("JSON");
+    assert!(report["samples"].as_u64() > Some(0), "{report}");
+}

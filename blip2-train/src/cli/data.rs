@@ -140,7 +140,14 @@ fn run_convert(args: ConvertArgs) -> anyhow::Result<()> {
         ToArg::Json => Target::Json { folder },
     };
     let bar = counter();
-    let done = convert(&args.source.open()?, &target, &mut |s| warn(s, &bar), &|n| {
+    let mut lost = Vec::new();
+    let mut skipped = |skipped: &Skipped| {
+        warn(skipped, &bar);
+        if skipped.problem.loses_shard() {
+            lost.push(skipped.to_string());
+        }
+    };
+    let done = convert(&args.source.open()?, &target, &mut skipped, &|n| {
         bar.set_position(n)
     })?;
     bar.finish_and_clear();
@@ -156,7 +163,15 @@ fn run_convert(args: ConvertArgs) -> anyhow::Result<()> {
             args.out.display(),
             done.skipped
         )
-    })
+    })?;
+    if let Some(first) = lost.first() {
+        anyhow::bail!(
+            "{} shards could not be read to their end ({first}); what they gave is written, what is missing comes only with \
+             whole shards",
+            lost.len()
+        );
+    }
+    Ok(())
 }
 
 fn run_stats(args: StatsArgs) -> anyhow::Result<()> {
