@@ -68,8 +68,9 @@ bridge captions captions "$MIXED" --set model.bridge_from="['$RUNS/stage2','$RUN
   --set model.language_from="$RUNS/lm_context"
 bridge heads heads2 "$MIXED" --set model.bridge_from="['$RUNS/captions','$RUNS/heads']" --set data.buffer=30000 \
   --set model.qformer_dropout=0.1
-bridge retrieval retrieval "$MIXED" --set model.bridge_from="['$RUNS/captions','$RUNS/heads2']"
-bridge match match "$MIXED" --set model.bridge_from="$RUNS/retrieval"
+bridge retrieval retrieval "$MIXED" --set model.bridge_from="['$RUNS/stage2','$RUNS/heads']"
+bridge retrieval_contrast retrieval_contrast "$MIXED" --set model.bridge_from="$RUNS/retrieval"
+bridge match match "$MIXED" --set model.bridge_from="$RUNS/retrieval_contrast"
 python $R/assemble.py "$RUNS" "$RUNS/models"
 for NAME in nano nano-itm; do
   $TRAIN eval retrieval "$FLUENT" --k 16 --model "$RUNS/models/$NAME" --out "$RUNS/eval-retrieval-$NAME" $SOME
@@ -78,4 +79,5 @@ done
 $TRAIN eval caption "$FLUENT" --prompt "" --length-penalty 0 --model "$RUNS/models/nano" --out "$RUNS/eval-caption" $SOME
 python $R/curves.py "$RUNS/models/nano/curves.svg" "$RUNS/lm" "$RUNS/lm_context" "$RUNS/contrast" "$RUNS/stage1" "$RUNS/stage2" \
   "$RUNS/heads"
-python $R/curves.py "$RUNS/models/nano/curves-second.svg" "$RUNS/captions" "$RUNS/heads2" "$RUNS/retrieval" "$RUNS/match"
+python $R/curves.py "$RUNS/models/nano/curves-second.svg" "$RUNS/captions" "$RUNS/heads2" "$RUNS/retrieval" \
+  "$RUNS/retrieval_contrast" "$RUNS/match"
