@@ -10,7 +10,7 @@ use blip2_model::with_backend;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::data::counter;
+use super::data::{counter, warn};
 use super::generation::GenerationArgs;
 use super::model::DeviceArgs;
 use super::print;
@@ -24,7 +24,6 @@ use crate::data::shard::ShardSet;
 use crate::data::stream::Data;
 use crate::eval::run::folder::Share;
 use crate::eval::run::model_sha256;
-use crate::say::say;
 
 /// Lost shards that the last message names.
 const NAMED: usize = 10;
@@ -258,7 +257,7 @@ fn run_on<B: Kernels>(
         &args.out,
         &config,
         &mut models,
-        &mut |skipped| bar.suspend(|| say(format_args!("skipped {skipped}"))),
+        &mut |skipped| warn(skipped, &bar),
         &|n| bar.set_position(n),
     )?;
     bar.finish_and_clear();

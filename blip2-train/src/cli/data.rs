@@ -24,6 +24,7 @@ use crate::data::prepare::{Needs, Preparation};
 use crate::data::sample::Skipped;
 use crate::data::stats::stats;
 use crate::data::verify::{VerifyOptions, verify};
+use crate::say::say;
 
 /// Runs one verb.
 ///
@@ -59,7 +60,7 @@ pub(super) fn counter() -> ProgressBar {
 }
 
 pub(super) fn warn(skipped: &Skipped, bar: &ProgressBar) {
-    bar.suspend(|| eprintln!("skipped {skipped}"));
+    bar.suspend(|| say(format_args!("skipped {skipped}")));
 }
 
 fn run_inspect(args: InspectArgs) -> anyhow::Result<()> {

@@ -128,7 +128,7 @@ impl AnnotationSet {
                 set.entries = official::karpathy(bytes, config.split.as_deref()).map_err(json)?
             }
             Layout::CocoOfficial => set.entries = official::coco(bytes).map_err(json)?,
-            Layout::VqaOfficial => set.entries = official::vqa(bytes, None).map_err(json)?,
+            Layout::VqaOfficial => set.entries = official::vqa(bytes).map_err(json)?,
         }
         if let Some(bytes) = answers {
             let path = config.answers.as_deref().unwrap_or(Path::new("answers"));

@@ -1,5 +1,5 @@
 //! Annotation files as their publishers write them, where that is not a list of rows: Karpathy splits, COCO captions,
-//! VQAv2 / OK-VQA questions with annotations.
+//! VQAv2 / OK-VQA questions.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::annotations::Entry;
-use super::sample::{Answer, Problem, Question, weigh_answers};
+use super::sample::{Problem, Question};
 
 type Entries = Result<Vec<Result<Entry, Problem>>, serde_json::Error>;
 
@@ -126,39 +126,10 @@ struct VqaQuestion {
     question_id: u64,
 }
 
-#[derive(Deserialize)]
-struct VqaAnnotations {
-    annotations: Vec<VqaAnnotation>,
-}
-
-#[derive(Deserialize)]
-struct VqaAnnotation {
-    question_id: u64,
-    answers: Vec<VqaAnswer>,
-    #[serde(default)]
-    answer_type: Option<String>,
-    #[serde(default)]
-    question_type: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct VqaAnswer {
-    answer: String,
-}
-
-fn answers_of(note: &VqaAnnotation) -> Vec<Answer> {
-    let texts: Vec<&String> = note.answers.iter().map(|a| &a.answer).collect();
-    weigh_answers(&texts)
-}
-
-/// `v2_OpenEnded_mscoco_*_questions.json` with `v2_mscoco_*_annotations.json`; OK-VQA has the same layout.
-pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
+/// `v2_OpenEnded_mscoco_*_questions.json`; OK-VQA has the same layout. The answers are in a file of their own
+/// (`annotations/answers.rs`).
+pub(super) fn vqa(questions: &[u8]) -> Entries {
     let file: VqaQuestions = serde_json::from_slice(questions)?;
-    let mut answers: HashMap<u64, VqaAnnotation> = HashMap::new();
-    if let Some(bytes) = annotations {
-        let notes: VqaAnnotations = serde_json::from_slice(bytes)?;
-        answers.extend(notes.annotations.into_iter().map(|n| (n.question_id, n)));
-    }
     // test-dev is a part of the test2015 pictures
     let folder = if file.data_subtype == "test-dev2015" {
         "test2015"
@@ -169,16 +140,12 @@ pub(super) fn vqa(questions: &[u8], annotations: Option<&[u8]>) -> Entries {
         .questions
         .into_iter()
         .map(|q| {
-            let note = answers.get(&q.question_id);
             Ok(Entry {
                 image: format!("{folder}/COCO_{folder}_{:012}.jpg", q.image_id),
                 captions: Vec::new(),
                 question: Some(Box::new(Question {
                     text: q.question,
                     id: Some(q.question_id.to_string()),
-                    answers: note.map(answers_of).unwrap_or_default(),
-                    answer_type: note.and_then(|n| n.answer_type.clone()),
-                    question_type: note.and_then(|n| n.question_type.clone()),
                     ..Question::default()
                 })),
                 image_id: Some(q.image_id.to_string()),
