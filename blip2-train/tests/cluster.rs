@@ -1,7 +1,6 @@
 //! Several processes of the command on loopback: the same training as one process, a process that dies, and another
 //! number of processes after that.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -110,9 +109,16 @@ fn a_dead_process_ends_the_run_and_another_number_goes_on() {
     let run = folder.path().join("run");
     let endless = ["schedule.max_iters=100000"];
     let mut child = command(3, &recipe, &run, &endless).spawn().unwrap();
+    // read all along: a full pipe would stop the run
+    let error = drained(child.stderr.take().unwrap());
+    let output = drained(child.stdout.take().unwrap());
     let deadline = Instant::now() + Duration::from_secs(120);
-    while !run.join("checkpoints/step-00000003").exists() {
+    // at least the third: two are kept, so a fast run may have deleted it between two looks
+    while newest(&run) < Some(3) {
         assert!(Instant::now() < deadline, "no checkpoint appeared");
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("{status}: {}", error.join().unwrap());
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
     let victim = rank_2_of(child.id());
@@ -127,10 +133,8 @@ fn a_dead_process_ends_the_run_and_another_number_goes_on() {
     let status = child.wait().unwrap();
     assert!(!status.success());
     let seconds = killed.elapsed();
-    let (mut text, mut output) = (String::new(), String::new());
-    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
-    // the launcher would end them by force after 60 s
+    let (text, output) = (error.join().unwrap(), output.join().unwrap());
+    // the launcher would end them by force after 30 s
     assert!(seconds < Duration::from_secs(30), "{seconds:?}\n{text}");
     assert_eq!(output, "", "nothing was exported");
     assert!(text.contains("rank 2 failed first"), "{text}");
@@ -140,23 +144,32 @@ fn a_dead_process_ends_the_run_and_another_number_goes_on() {
             "{text}"
         );
     }
-    let done = std::fs::read_dir(run.join("checkpoints")).unwrap().count();
-    assert!(done >= 1);
-    let last = newest(&run);
+    let last = newest(&run).unwrap();
     let out = train(2, &recipe, &run, &[&format!("schedule.max_iters={}", last + 3)]);
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(text.contains(&format!("continues after step {last}")), "{text}");
-    assert_eq!(newest(&run), last + 3);
+    assert_eq!(newest(&run), Some(last + 3));
 }
 
+/// What the process writes to a pipe, until it closes it.
 #[cfg(unix)]
-fn newest(run: &Path) -> u64 {
-    let names = std::fs::read_dir(run.join("checkpoints")).unwrap();
+fn drained(mut pipe: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).unwrap();
+        text
+    })
+}
+
+/// Step of the newest complete checkpoint, of which there may be none yet.
+#[cfg(unix)]
+fn newest(run: &Path) -> Option<u64> {
+    let names = std::fs::read_dir(run.join("checkpoints")).ok()?;
     let steps = names.filter_map(|entry| {
         let name = entry.unwrap().file_name().to_string_lossy().into_owned();
         name.strip_prefix("step-")?.parse().ok()
     });
-    steps.max().unwrap()
+    steps.max()
 }
 
 /// Process id of the child with RANK=2 of a launcher, from the process table.

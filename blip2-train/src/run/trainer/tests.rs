@@ -662,27 +662,30 @@ fn a_signal_ends_the_step_and_saves() {
     let (calm, asked) = (folder.path().join("calm"), folder.path().join("asked"));
     let steps = 40;
     assert!(spawn(&calm, steps, "0").wait().unwrap().success());
-    let mut child = spawn(&asked, steps, "0");
-    while super::super::log::read(&asked).map_or(true, |rows| rows.is_empty()) {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "it ended before it could be asked to"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let signal = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(signal.success());
-    assert!(child.wait().unwrap().success());
-    let stopped = *CheckpointStore::open(&asked, 2)
-        .unwrap()
-        .steps()
-        .unwrap()
-        .last()
-        .unwrap();
-    assert!(stopped < steps, "it did not stop");
+    let stopped = || {
+        CheckpointStore::open(&asked, 2)
+            .unwrap()
+            .steps()
+            .unwrap()
+            .pop()
+            .unwrap()
+    };
+    // a busy machine may look away until the run is over: then once more
+    let asked_in_time = (0..20).any(|_| {
+        let _ = std::fs::remove_dir_all(&asked);
+        let mut child = spawn(&asked, steps, "0");
+        while super::super::log::read(&asked).map_or(true, |rows| rows.is_empty()) {
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let id = child.id().to_string();
+        Command::new("kill").args(["-INT", &id]).status().unwrap();
+        assert!(child.wait().unwrap().success());
+        stopped() < steps
+    });
+    assert!(asked_in_time, "it did not stop");
     assert!(spawn(&asked, steps, "0").wait().unwrap().success());
     let bytes =
         |run: &Path| std::fs::read(run.join(format!("checkpoints/step-{steps:08}")).join(MODEL)).unwrap();
