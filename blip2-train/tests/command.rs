@@ -465,12 +465,22 @@ fn itm_reads_labelled_pairs() {
     let all = (yes.len() * no.len()) as f64;
     assert!((score(&report, "ITM AUC") - 100.0 * won as f64 / all).abs() < 1e-9);
     assert!((0.0..=100.0).contains(&score(&report, "ITM AP")));
+    // the same pairs out of a shard
+    let (pairs, folder) = (rows(""), place.text("shards"));
+    ok(&[
+        "data", "convert", &pairs, "--images", &images, "--to", "tar", "--out", &folder, "--json",
+    ]);
+    let shards = call_with(&format!("{folder}/*.tar"), "labelled-shards");
+    assert_eq!(shards["items"], 4);
+    for figure in ["ITM accuracy", "ITM AUC", "ITM AP", "ITC AUC"] {
+        assert_eq!(score(&shards, figure), score(&report, figure), "{figure}");
+    }
 
     let without = rows("{\"image\":\"boat.png\",\"caption\":\"x\"}\n");
     let args = args(&without, &place.text("x"));
     refused(
         &args.iter().map(String::as_str).collect::<Vec<_>>(),
-        "row 6 has no `label`",
+        "sample 6 has no `label`",
     );
     refused(
         &[
@@ -483,7 +493,7 @@ fn itm_reads_labelled_pairs() {
             "--out",
             &place.text("y"),
         ],
-        "--labelled needs rows",
+        "sample boat has no `label` of 0 or 1",
     );
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use blip2_model::backend::{BackendKind, SelectDevice};
+use blip2_model::backend::BackendKind;
 use blip2_model::nn::Kernels;
 use blip2_model::session::Session;
 use blip2_model::with_backend;
@@ -14,7 +14,7 @@ use super::data::{counter, warn};
 use super::generation::GenerationArgs;
 use super::model::DeviceArgs;
 use super::print;
-use super::share::share;
+use super::share::ShareArgs;
 use super::source::SourceSelect;
 use crate::data::augment::Transform;
 use crate::data::capfilt::models::{ScoreBy, SessionCaptioner, SessionScorer};
@@ -77,12 +77,8 @@ pub struct CapFiltArgs {
     /// Share of a shard's samples that may be unusable; five always may. A shard with more is not written
     #[arg(long, value_name = "SHARE", default_value_t = CapFiltConfig::default().max_bad)]
     max_bad: f64,
-    /// This process among --world [default: RANK]
-    #[arg(long)]
-    rank: Option<usize>,
-    /// Number of processes [default: WORLD_SIZE, or 1]
-    #[arg(long)]
-    world: Option<usize>,
+    #[command(flatten)]
+    share: ShareArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -113,10 +109,10 @@ pub fn run(args: &CapFiltArgs) -> Result<()> {
             args.source.path
         );
     };
-    let share = share(args.rank, args.world)?;
+    let share = args.share.share()?;
     let kind = BackendKind::choose(args.device.backend.as_deref())?;
     let report = with_backend!(kind, B => {
-        run_on::<B>(args, set, share, &B::open_device(args.device.device)?)
+        run_on::<B>(args, set, share, &args.device.select::<B>()?)
     })?;
     print(args.json, &report, || text(&report))?;
     match lost(&report) {

@@ -8,7 +8,7 @@ mod settle;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use blip2_model::backend::{BackendKind, SelectDevice};
+use blip2_model::backend::BackendKind;
 use blip2_model::nn::Kernels;
 use blip2_model::with_backend;
 
@@ -16,7 +16,6 @@ pub use self::args::EvalArgs;
 use self::args::{BadArgs, EvalCommand};
 use self::settle::Settle;
 use super::print;
-use super::share::share;
 use crate::eval::expected;
 use crate::eval::results::Report;
 use crate::eval::run::pictures::Selection;
@@ -88,7 +87,7 @@ fn say_notes(notes: Vec<String>) {
 fn evaluate<S: Settle>(verb: &S, expected: Option<&str>, json: bool) -> Result<()> {
     let kind = BackendKind::choose(verb.run().device.backend.as_deref())?;
     with_backend!(kind, B => {
-        evaluate_on::<B, S>(verb, expected, json, &B::open_device(verb.run().device.device)?)
+        evaluate_on::<B, S>(verb, expected, json, &verb.run().device.select::<B>()?)
     })
 }
 
@@ -100,7 +99,7 @@ fn evaluate_on<B: Kernels, S: Settle>(
 ) -> Result<()> {
     let run = verb.run();
     known_recipe(expected)?;
-    let share = share(run.rank, run.world)?;
+    let share = run.share.share()?;
     let folder = run.device.folder(&run.model)?;
     let session = checkpoint::open::<B>(run, &folder, device)?;
     let config = RunConfig {

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use blip2_model::backend::SelectDevice;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
 use blip2_model::nn::Kernels;
 use blip2_model::session::Session;
 use blip2_model::weights::hub;
 use clap::Args;
+
+use super::share::device;
 
 /// Backend and dtype; the model itself is named by the verb.
 #[derive(Clone, Debug, Args)]
@@ -15,9 +18,9 @@ pub struct DeviceArgs {
     /// Backend of this build to run on [default: the first one compiled in]
     #[arg(long)]
     pub backend: Option<String>,
-    /// Device of the backend
-    #[arg(long, default_value_t = 0)]
-    pub device: usize,
+    /// Device of the backend [default: LOCAL_RANK in a group of processes, else 0]
+    #[arg(long)]
+    pub device: Option<usize>,
     /// Dtype of the frozen parts' matrices: auto (as in the file), f32, f16 or bf16
     #[arg(long, default_value = "auto")]
     pub dtype: PartDtype,
@@ -33,6 +36,11 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// The device that the options or a launcher name.
+    pub fn select<B: SelectDevice>(&self) -> Result<B::Device> {
+        Ok(B::open_device(device(self.device)?)?)
+    }
+
     /// The folder of `model`: a path, or downloaded if it is a hub id.
     pub fn folder(&self, model: &str) -> Result<PathBuf> {
         if hub::is_local(model) {

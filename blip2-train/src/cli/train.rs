@@ -11,6 +11,7 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use clap::{Args, ValueEnum};
 
+use super::share::device;
 use crate::distributed::world::World;
 use crate::distributed::{Collective, Single};
 use crate::recipe::start::{self, Ended, Environment, Estimate};
@@ -130,7 +131,7 @@ fn train_as(args: &TrainArgs, world: Option<&World>) -> Result<()> {
     let recipe = Recipe::open(&args.recipe, &args.set)?;
     let kind = BackendKind::choose(args.backend.as_deref())?;
     let ended = with_backend!(kind, B => {
-        let device = B::open_device(args.device.or(world.map(|world| world.local_rank)).unwrap_or(0))?;
+        let device = B::open_device(device(args.device)?)?;
         let collective = join::<B>(world)?;
         let env = Environment {
             folder: args.out.clone().unwrap_or_else(|| Path::new("runs").join(recipe.title())),

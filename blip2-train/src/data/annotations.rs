@@ -20,6 +20,7 @@ use super::sample::{DataError, ImageSource, Problem, Question, Sample, Skipped};
 pub(super) struct Entry {
     pub image: String,
     pub captions: Vec<String>,
+    pub label: Option<bool>,
     pub question: Option<Box<Question>>,
     pub image_id: Option<String>,
     pub image_index: u32,
@@ -222,6 +223,7 @@ impl AnnotationSet {
                 shard: self.shard.clone(),
                 image: ImageSource::Path(self.images.join(&entry.image)),
                 captions: entry.captions.clone(),
+                label: entry.label,
                 question: entry.question.as_deref().cloned(),
                 image_id: entry.image_id.clone(),
                 image_index: Some(entry.image_index),

@@ -3,8 +3,6 @@
 //! Encoded pictures are copied, never decoded. Shards are written one by one under their final name; a stopped
 //! conversion goes on after the last complete shard.
 
-mod labels;
-
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -115,6 +113,9 @@ pub(super) fn fields(sample: &Sample) -> Map<String, Value> {
         [one] => drop(out.insert("caption".into(), json!(one))),
         several => drop(out.insert("caption".into(), json!(several))),
     }
+    if let Some(label) = sample.label {
+        out.insert("label".into(), json!(u8::from(label)));
+    }
     if let Some(id) = &sample.image_id {
         out.insert("image_id".into(), json!(id));
     }
@@ -148,15 +149,12 @@ pub(super) fn fields(sample: &Sample) -> Map<String, Value> {
     out
 }
 
-/// [`fields`], with what else a conversion must keep: the row's label, and which samples show the same picture, which an
-/// annotation file says by the picture's name.
-fn row(sample: &Sample, labels: &HashMap<String, Value>) -> Map<String, Value> {
+/// [`fields`], with what else a conversion must keep: which samples show the same picture, which an annotation file says
+/// by the picture's name.
+fn row(sample: &Sample) -> Map<String, Value> {
     let mut row = fields(sample);
     if let (None, Some(index)) = (&sample.image_id, sample.image_index) {
         row.insert("image_id".into(), json!(number(index.into())));
-    }
-    if let Some(label) = labels.get(&sample.key) {
-        row.insert("label".into(), label.clone());
     }
     row
 }
@@ -226,7 +224,6 @@ fn to_tar(
         None => (Start::Epoch(0), Converted::default()),
     };
     let mut mixture = in_order(source, start)?;
-    let labels = labels::labels(&source.data)?;
     let mut ended = false;
     while !ended {
         let path = folder.join(format!("{prefix}-{:05}.tar", done.shards));
@@ -249,7 +246,7 @@ fn to_tar(
             match ready {
                 Ok((sample, (bytes, extension))) => {
                     let name = names.of(name_of(&sample));
-                    let text = Value::Object(row(&sample, &labels)).to_string();
+                    let text = Value::Object(row(&sample)).to_string();
                     let mut members = vec![(extension, bytes.as_slice()), ("json", text.as_bytes())];
                     if let Some(caption) = sample.captions.first() {
                         members.push(("txt", caption.as_bytes()));
@@ -302,7 +299,6 @@ fn to_folder(
     let mut names = Unique::default();
     // files below `images/` by the file that they came from: several rows may name one picture
     let mut written: HashMap<PathBuf, String> = HashMap::new();
-    let labels = labels::labels(&source.data)?;
     let mut mixture = in_order(source, Start::Epoch(0))?;
     let mut done = Converted::default();
     while let Some(drawn) = mixture.next_sample()? {
@@ -337,7 +333,7 @@ fn to_folder(
                 }
             };
             let mut out = Map::from_iter([("image".to_owned(), Value::from(format!("images/{image}")))]);
-            out.extend(row(&sample, &labels));
+            out.extend(row(&sample));
             Ok(Ok(out))
         };
         let row = match drawn.sample {

@@ -97,6 +97,7 @@ fn sidecar(root: &Path, image: PathBuf) -> Result<Entry, Problem> {
     Ok(Entry {
         image: image.to_string_lossy().into_owned(),
         captions,
+        label: None,
         question: None,
         image_id: Some(image.with_extension("").to_string_lossy().into_owned()),
         image_index: 0,

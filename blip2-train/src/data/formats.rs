@@ -233,6 +233,7 @@ impl Format {
         }
         Ok(Entry {
             captions: self.captions(row),
+            label: row.get("label").and_then(truth),
             question: self.question(row).map(Box::new),
             image_id: self.image_id(row),
             image_index: 0,
@@ -246,6 +247,19 @@ fn first<'a>(row: &'a Row, names: &[&str]) -> Option<&'a Value> {
         .iter()
         .find_map(|&name| row.get(name))
         .filter(|v| !v.is_null())
+}
+
+/// 0 and 1 as JSON writes them, and as the text that a CSV file has for them.
+pub(super) fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(label) => Some(*label),
+        Value::Number(_) | Value::String(_) => match value.as_str().unwrap_or(&value.to_string()).trim() {
+            "1" | "true" | "True" => Some(true),
+            "0" | "false" | "False" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 fn text(value: &Value) -> Option<String> {

@@ -54,6 +54,7 @@ pub(super) fn karpathy(bytes: &[u8], split: Option<&str>) -> Entries {
             Ok(Entry {
                 image: path,
                 captions,
+                label: None,
                 question: None,
                 image_id,
                 image_index: 0,
@@ -98,6 +99,7 @@ pub(super) fn coco(bytes: &[u8]) -> Entries {
         entries.push(Ok(Entry {
             image: image.file_name,
             captions: Vec::new(),
+            label: None,
             question: None,
             image_id: Some(image.id.to_string()),
             image_index: 0,
@@ -143,6 +145,7 @@ pub(super) fn vqa(questions: &[u8]) -> Entries {
             Ok(Entry {
                 image: format!("{folder}/COCO_{folder}_{:012}.jpg", q.image_id),
                 captions: Vec::new(),
+                label: None,
                 question: Some(Box::new(Question {
                     text: q.question,
                     id: Some(q.question_id.to_string()),

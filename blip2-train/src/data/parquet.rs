@@ -18,10 +18,11 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use serde::{Deserialize, Serialize};
 
+use super::formats::truth;
 use super::sample::{DataError, ImageSource, Problem, Question, Sample, Skipped, weigh_answers};
 
 /// Columns that are looked for.
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 9;
 
 /// Rows read at a time.
 const ROWS: usize = 32;
@@ -46,6 +47,8 @@ pub struct ParquetFields {
     pub answer_type: Vec<String>,
     /// Text.
     pub question_type: Vec<String>,
+    /// Truth value, or number or text of one: whether the captions belong to the picture.
+    pub label: Vec<String>,
     /// Largest picture, bytes.
     pub image_bytes: u64,
 }
@@ -62,6 +65,7 @@ impl Default for ParquetFields {
             image_id: list(&["image_id", "img_id"]),
             answer_type: list(&["answer_type"]),
             question_type: list(&["question_type"]),
+            label: list(&["label"]),
             image_bytes: 64 << 20,
         }
     }
@@ -82,7 +86,7 @@ pub struct ParquetShard {
     file: Box<dyn FileReader + Send>,
     shard: Arc<str>,
     fields: ParquetFields,
-    /// image, caption, question, answers, question_id, image_id, answer_type, question_type
+    /// image, caption, question, answers, question_id, image_id, answer_type, question_type, label
     leaves: [Option<Leaf>; COLUMNS],
     group: usize,
     /// Rows of this group still to come, those in `ready` not counted.
@@ -131,6 +135,7 @@ impl ParquetShard {
             &fields.image_id,
             &fields.answer_type,
             &fields.question_type,
+            &fields.label,
         ];
         let leaves = lists.map(|list| list.iter().find_map(|name| leaf(&file, name)));
         if leaves[0].is_none() {
@@ -218,6 +223,7 @@ impl ParquetShard {
             image_id,
             answer_type,
             question_type,
+            label,
         ] = values;
         let text = |name: &str, bytes: Vec<u8>| -> Result<String, Problem> {
             Problem::utf8(name, &bytes).map(str::to_owned)
@@ -262,6 +268,7 @@ impl ParquetShard {
             shard: self.shard.clone(),
             image: ImageSource::Bytes(image),
             captions,
+            label: one("label", label)?.and_then(|text| truth(&text.into())),
             question,
             image_id: one("image_id", image_id)?,
             image_index: None,
@@ -337,7 +344,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, Parqu
 fn leaf(file: &dyn FileReader, name: &str) -> Option<Leaf> {
     let columns = file.metadata().file_metadata().schema_descr().columns();
     let inside = format!("{name}.");
-    let fits = |kind: Type| matches!(kind, Type::BYTE_ARRAY | Type::INT32 | Type::INT64);
+    let fits = |kind: Type| matches!(kind, Type::BYTE_ARRAY | Type::BOOLEAN | Type::INT32 | Type::INT64);
     (0..columns.len())
         .filter(|&i| fits(columns[i].physical_type()))
         .filter(|&i| columns[i].path().string() == name || columns[i].path().string().starts_with(&inside))
@@ -356,6 +363,7 @@ fn leaf(file: &dyn FileReader, name: &str) -> Option<Leaf> {
 fn skip_records(column: &mut ColumnReader, rows: usize) -> Result<(), ParquetError> {
     match column {
         ColumnReader::ByteArrayColumnReader(r) => r.skip_records(rows),
+        ColumnReader::BoolColumnReader(r) => r.skip_records(rows),
         ColumnReader::Int32ColumnReader(r) => r.skip_records(rows),
         ColumnReader::Int64ColumnReader(r) => r.skip_records(rows),
         _ => Ok(rows),
@@ -366,6 +374,7 @@ fn skip_records(column: &mut ColumnReader, rows: usize) -> Result<(), ParquetErr
 fn read(column: &mut ColumnReader, leaf: &Leaf, rows: usize) -> Result<Rows, ParquetError> {
     match column {
         ColumnReader::ByteArrayColumnReader(r) => records(r, leaf, rows, |v| v.data().to_vec()),
+        ColumnReader::BoolColumnReader(r) => records(r, leaf, rows, |v| v.to_string().into_bytes()),
         ColumnReader::Int32ColumnReader(r) => records(r, leaf, rows, |v| v.to_string().into_bytes()),
         ColumnReader::Int64ColumnReader(r) => records(r, leaf, rows, |v| v.to_string().into_bytes()),
         _ => Ok(Rows::new()),

@@ -114,6 +114,7 @@ impl Preparation {
             question,
             image_id,
             image_index,
+            label: _,
         } = sample;
         let rng = |purpose| KeyedRng::new(seed, purpose, &[&pass.to_le_bytes(), key.as_bytes()]);
         // cheap checks first: no decoding for a sample that will be refused
@@ -193,6 +194,7 @@ mod tests {
             shard: "s".into(),
             image: ImageSource::Bytes(image),
             captions: captions.iter().map(|&c| c.to_owned()).collect(),
+            label: None,
             question: Some(Question {
                 text: "What IS this?".into(),
                 ..Question::default()

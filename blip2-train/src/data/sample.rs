@@ -106,6 +106,9 @@ pub struct Sample {
     pub image: ImageSource,
     /// Captions, best first; empty where the data set has none.
     pub captions: Vec<String>,
+    /// Whether the captions belong to the picture, in sets of pairs that say so (`label`: 0 or 1). Evaluation of
+    /// matching asks; training takes every pair for a true one.
+    pub label: Option<bool>,
     /// Question and answers, for VQA sets.
     pub question: Option<Question>,
     /// Identifier of the picture as the data set writes it.

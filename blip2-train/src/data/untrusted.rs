@@ -94,6 +94,7 @@ pub fn image(bytes: &[u8]) -> Tally {
         shard: "untrusted".into(),
         image: super::sample::ImageSource::Bytes(bytes.to_vec()),
         captions: vec!["x".into()],
+        label: None,
         question: None,
         image_id: None,
         image_index: None,

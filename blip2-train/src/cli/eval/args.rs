@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::super::generation::GenerationArgs;
 use super::super::model::DeviceArgs;
+use super::super::share::ShareArgs;
 use super::super::source::SourceSelect;
 use crate::eval::run::bad::MAX_BAD;
 
@@ -37,8 +38,8 @@ const EXAMPLES: &str = "Examples:
   blip2-train eval itm pairs.jsonl --labelled --images pictures/ --model DIR --out runs/itm
   blip2-train eval --expected ret_coco --out runs/retrieval
 
-A killed run goes on when it is started again with the same arguments. Several processes (--rank R --world W, or the
-variables RANK and WORLD_SIZE) share one --out folder; `eval merge` then scores it.
+A killed run goes on when it is started again with the same arguments. Several processes (`blip2-train launch --nproc N -- eval ...`,
+srun, torchrun, or --rank R --world W) share one --out folder; `eval merge` then scores it.
 
 METEOR and SPICE are not computed: METEOR's paraphrase and WordNet tables come without a licence, SPICE needs a parser.
 `eval caption` writes what their own programs read: references.json with predictions.json, and spice.json.";
@@ -85,12 +86,8 @@ pub struct RunArgs {
     pub threads: usize,
     #[command(flatten)]
     pub bad: BadArgs,
-    /// This process among --world [default: RANK]
-    #[arg(long)]
-    pub rank: Option<usize>,
-    /// Number of processes [default: WORLD_SIZE, or 1]
-    #[arg(long)]
-    pub world: Option<usize>,
+    #[command(flatten)]
+    pub share: ShareArgs,
     /// Best and worst cases on the page, each
     #[arg(long, default_value_t = 24)]
     pub cases: usize,
@@ -179,8 +176,8 @@ pub enum RuleArg {
 pub struct ItmArgs {
     #[command(flatten)]
     pub run: RunArgs,
-    /// DATA is a file of pairs that says itself which belong together: rows with `image`, `caption` and `label` (1 or 0);
-    /// nothing is drawn
+    /// DATA says itself which pairs belong together: rows, JSON members of shards or parquet rows with `label` (1 or 0)
+    /// beside picture and caption; nothing is drawn
     #[arg(long, conflicts_with_all = ["negatives", "seed"])]
     pub labelled: bool,
     /// Captions of other pictures drawn for each caption

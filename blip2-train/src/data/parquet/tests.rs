@@ -86,9 +86,9 @@ fn compression_that_is_not_built_in_is_named() {
     );
 }
 
-/// A file with a row for each question, `codec` over its pages.
+/// A file with a row for each question, every third labelled true, `codec` over its pages.
 fn written(codec: Compression) -> Vec<u8> {
-    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::data_type::{BoolType, ByteArray, ByteArrayType};
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     let columns = ["image", "question", "answer", "answer_type", "question_type"];
@@ -96,8 +96,10 @@ fn written(codec: Compression) -> Vec<u8> {
         .iter()
         .map(|name| format!("required binary {name};"))
         .collect();
-    let schema =
-        parquet::schema::parser::parse_message_type(&format!("message rows {{ {fields} }}")).unwrap();
+    let schema = parquet::schema::parser::parse_message_type(&format!(
+        "message rows {{ {fields} required boolean label; }}"
+    ))
+    .unwrap();
     let properties = WriterProperties::builder().set_compression(codec).build();
     let mut bytes = Vec::new();
     let mut file = SerializedFileWriter::new(&mut bytes, Arc::new(schema), Arc::new(properties)).unwrap();
@@ -113,13 +115,20 @@ fn written(codec: Compression) -> Vec<u8> {
             .unwrap();
         column.close().unwrap();
     }
+    let mut column = group.next_column().unwrap().unwrap();
+    let labels: Vec<bool> = (0..50).map(|i| i % 3 == 0).collect();
+    column
+        .typed::<BoolType>()
+        .write_batch(&labels, None, None)
+        .unwrap();
+    column.close().unwrap();
     group.close().unwrap();
     file.close().unwrap();
     bytes
 }
 
 #[test]
-fn gzip_pages_and_types_of_questions_are_read() {
+fn gzip_pages_types_of_questions_and_labels_are_read() {
     for codec in [
         Compression::UNCOMPRESSED,
         Compression::SNAPPY,
@@ -127,6 +136,15 @@ fn gzip_pages_and_types_of_questions_are_read() {
     ] {
         let rows = all(open(&written(codec), 0).unwrap());
         assert_eq!(rows.len(), 50, "{codec}");
+        let labels: Vec<_> = rows
+            .iter()
+            .map(|row| row.as_ref().unwrap().as_ref().unwrap().label)
+            .collect();
+        assert_eq!(
+            labels,
+            (0..50).map(|i| Some(i % 3 == 0)).collect::<Vec<_>>(),
+            "{codec}"
+        );
         let sample = rows[7].clone().unwrap().unwrap();
         let question = sample.question.unwrap();
         assert_eq!(question.answers[0].text, "answer 7");

@@ -49,6 +49,33 @@ fn captions_from_json_list_object_and_text() {
 }
 
 #[test]
+fn labels_are_zero_or_one_in_any_spelling() {
+    let labels = [
+        "1", "0", "true", "false", "\"1\"", "\" 0 \"", "7", "null", "[1]", "0.5",
+    ];
+    let members: Vec<(String, String)> = labels
+        .iter()
+        .enumerate()
+        .flat_map(|(i, label)| {
+            let row = format!("{{\"caption\":\"x\",\"label\":{label}}}");
+            [(format!("{i}.jpg"), "1".into()), (format!("{i}.json"), row)]
+        })
+        .collect();
+    let members: Vec<(&str, &[u8])> = members
+        .iter()
+        .map(|(name, body)| (name.as_str(), body.as_bytes()))
+        .collect();
+    let data = tar_bytes(&members);
+    let mut shard = shard(&data, TarFields::default(), 0);
+    let read = std::iter::from_fn(|| shard.next_sample(true)).map(|sample| sample.unwrap().unwrap().label);
+    let (yes, no) = (Some(true), Some(false));
+    assert_eq!(
+        read.collect::<Vec<_>>(),
+        [yes, no, yes, no, yes, no, None, None, None, None]
+    );
+}
+
+#[test]
 fn each_bad_sample_is_named_and_costs_nothing_else() {
     let mut data = tar_bytes(&[
         ("a.jpg", b"1"),

@@ -52,15 +52,13 @@ pub enum RunError {
     },
     /// Pairs that do not say whether they belong together.
     #[error(
-        "{data}: {row} {problem}; --labelled needs rows like {{\"image\": \"a.png\", \"caption\": \"a boat\", \"label\": 1}}, without it pairs are drawn"
+        "{data}: sample {key} has no `label` of 0 or 1; --labelled needs samples like {{\"image\": \"a.png\", \"caption\": \"a boat\", \"label\": 1}}, without it pairs are drawn"
     )]
     Label {
         /// The data set.
         data: String,
-        /// Which row.
-        row: String,
-        /// What is wrong with it.
-        problem: &'static str,
+        /// Which sample.
+        key: String,
     },
     /// Names in a list that the data set does not have.
     #[error("{}: `{key}` is no key or id of the data set (and {more} more are not)", file.display())]

@@ -103,14 +103,22 @@ impl ItmTask {
 
     /// Captions with their labels.
     fn labelled_pairs(pictures: &Pictures) -> Result<Vec<Vec<(String, bool)>>, RunError> {
-        let labels = pictures.labels()?;
         let of = |picture: &super::pictures::Picture| {
-            let captions = picture.captions.iter().zip(&picture.caption_keys);
-            captions
-                .filter_map(|(caption, key)| Some((caption.clone(), *labels.get(key)?)))
-                .collect()
+            let captions = picture.captions.iter().zip(&picture.labels);
+            let label = |(caption, (label, key)): (&String, &(Option<bool>, String))| match label {
+                Some(label) => Ok((caption.clone(), *label)),
+                None => Err(RunError::Label {
+                    data: pictures.name().to_owned(),
+                    key: key.clone(),
+                }),
+            };
+            captions.map(label).collect()
         };
-        let pairs: Vec<Vec<(String, bool)>> = pictures.list.iter().map(of).collect();
+        let pairs = pictures
+            .list
+            .iter()
+            .map(of)
+            .collect::<Result<Vec<Vec<(String, bool)>>, _>>()?;
         for (label, what) in [(true, "pairs with label 1"), (false, "pairs with label 0")] {
             if !pairs.iter().flatten().any(|(_, of)| *of == label) {
                 return Err(RunError::Nothing {

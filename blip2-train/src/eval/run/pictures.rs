@@ -2,7 +2,6 @@
 //! first and kept; encoded pictures stream by, decoded on several threads, each time they are needed.
 
 mod ids;
-mod labels;
 mod state;
 
 use std::collections::{HashMap, HashSet};
@@ -53,8 +52,8 @@ pub struct Picture {
     pub shard: Arc<str>,
     /// Reference captions, as written.
     pub captions: Vec<String>,
-    /// Key of the sample that each caption comes from.
-    pub caption_keys: Vec<String>,
+    /// Of each caption, whether its sample says that it belongs to the picture, and the key of that sample.
+    pub labels: Vec<(Option<bool>, String)>,
     /// Questions.
     pub questions: Vec<Asked>,
 }
@@ -93,6 +92,7 @@ struct Entry {
     shard: Arc<str>,
     path: Option<PathBuf>,
     captions: Vec<String>,
+    label: Option<bool>,
     question: Option<Question>,
     image_id: Option<String>,
     image_index: Option<u32>,
@@ -107,6 +107,7 @@ fn entry(sample: Sample) -> Entry {
         key: sample.key,
         shard: sample.shard,
         captions: sample.captions,
+        label: sample.label,
         question: sample.question,
         image_id: sample.image_id,
         image_index: sample.image_index,
@@ -236,7 +237,7 @@ impl Pictures {
                     key: entry.key.clone(),
                     shard: entry.shard.clone(),
                     captions: Vec::new(),
-                    caption_keys: Vec::new(),
+                    labels: Vec::new(),
                     questions: Vec::new(),
                 });
             }
@@ -245,8 +246,8 @@ impl Pictures {
             let captions = entry.captions.into_iter().filter(|c| !c.trim().is_empty());
             picture.captions.extend(captions);
             picture
-                .caption_keys
-                .resize(picture.captions.len(), entry.key.clone());
+                .labels
+                .resize(picture.captions.len(), (entry.label, entry.key.clone()));
             picture.questions.extend(entry.question.map(|question| Asked {
                 id: id_of(question.id.as_deref().unwrap_or(&entry.key)),
                 question,
