@@ -26,10 +26,10 @@ pub(crate) trait Simd {
     unsafe fn load_bf16(x: *const u16) -> Self::V;
     /// f16 values, widened.
     unsafe fn load_f16(x: *const u16) -> Self::V;
-    /// Signed bytes, converted.
-    unsafe fn load_i8(x: *const i8) -> Self::V;
-    /// Low and high halves of bytes, numbers 0 to 15 that stand for -8 to 7, times `scale`.
-    unsafe fn load_u4(x: *const u8, scale: f32) -> (Self::V, Self::V);
+    /// Products of 32 signed bytes with 32 numbers of 16 bits, summed over the lanes that the result is spread over.
+    unsafe fn dot_i8(w: *const i8, x: *const i16) -> Self::V;
+    /// The same for the low and then the high halves of 16 bytes, numbers 0 to 15; `less` is taken off the sum.
+    unsafe fn dot_u4(w: *const u8, x: *const i16, less: i32) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
@@ -94,17 +94,35 @@ impl Simd for Portable {
         x.map(|x| half::f16::from_bits(x).to_f32())
     }
     #[inline(always)]
-    unsafe fn load_i8(x: *const i8) -> Self::V {
+    unsafe fn dot_i8(w: *const i8, x: *const i16) -> Self::V {
         // SAFETY: the caller's
-        let x = unsafe { x.cast::<[i8; 8]>().read_unaligned() };
-        x.map(f32::from)
+        let (w, x) = unsafe {
+            (
+                w.cast::<[i8; 32]>().read(),
+                x.cast::<[i16; 32]>().read_unaligned(),
+            )
+        };
+        let mut sums = [0i32; 8];
+        for i in 0..32 {
+            sums[i % 8] += i32::from(w[i]) * i32::from(x[i]);
+        }
+        sums.map(|sum| sum as f32)
     }
     #[inline(always)]
-    unsafe fn load_u4(x: *const u8, scale: f32) -> (Self::V, Self::V) {
+    unsafe fn dot_u4(w: *const u8, x: *const i16, less: i32) -> Self::V {
         // SAFETY: the caller's
-        let x = unsafe { x.cast::<[u8; 8]>().read_unaligned() };
-        let value = |x: u8| (f32::from(x) - 8.0) * scale;
-        (x.map(|x| value(x & 15)), x.map(|x| value(x >> 4)))
+        let (w, x) = unsafe {
+            (
+                w.cast::<[u8; 16]>().read(),
+                x.cast::<[i16; 32]>().read_unaligned(),
+            )
+        };
+        let mut sums = [-less, 0, 0, 0, 0, 0, 0, 0];
+        for i in 0..16 {
+            sums[i % 8] += i32::from(w[i] & 15) * i32::from(x[i]);
+            sums[i % 8] += i32::from(w[i] >> 4) * i32::from(x[i + 16]);
+        }
+        sums.map(|sum| sum as f32)
     }
     #[inline(always)]
     unsafe fn mul(mut a: Self::V, b: Self::V) -> Self::V {
@@ -199,18 +217,25 @@ mod x86 {
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.cast())) }
         }
         #[inline(always)]
-        unsafe fn load_i8(x: *const i8) -> __m256 {
-            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()))) }
+        unsafe fn dot_i8(w: *const i8, x: *const i16) -> __m256 {
+            unsafe {
+                let half = |i: usize| {
+                    let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(i).cast()));
+                    _mm256_madd_epi16(w, _mm256_loadu_si256(x.add(i).cast()))
+                };
+                _mm256_cvtepi32_ps(_mm256_add_epi32(half(0), half(16)))
+            }
         }
         #[inline(always)]
-        unsafe fn load_u4(x: *const u8, scale: f32) -> (__m256, __m256) {
+        unsafe fn dot_u4(w: *const u8, x: *const i16, less: i32) -> __m256 {
             unsafe {
-                let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.cast()));
-                let low = _mm256_and_si256(wide, _mm256_set1_epi32(15));
-                let high = _mm256_srli_epi32::<4>(wide);
-                let (scale, shift) = (_mm256_set1_ps(scale), _mm256_set1_ps(-8.0 * scale));
-                let value = |x| _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), scale, shift);
-                (value(low), value(high))
+                let bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(w.cast()));
+                let low = _mm256_and_si256(bytes, _mm256_set1_epi16(15));
+                let high = _mm256_srli_epi16::<4>(bytes);
+                let low = _mm256_madd_epi16(low, _mm256_loadu_si256(x.cast()));
+                let high = _mm256_madd_epi16(high, _mm256_loadu_si256(x.add(16).cast()));
+                let less = _mm256_zextsi128_si256(_mm_cvtsi32_si128(less));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_add_epi32(low, high), less))
             }
         }
         #[inline(always)]
@@ -333,23 +358,23 @@ mod x86 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast())) }
         }
         #[inline(always)]
-        unsafe fn load_i8(x: *const i8) -> __m512 {
-            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()))) }
+        unsafe fn dot_i8(w: *const i8, x: *const i16) -> __m512 {
+            unsafe {
+                let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.cast()));
+                _mm512_cvtepi32_ps(_mm512_madd_epi16(w, _mm512_loadu_si512(x.cast())))
+            }
         }
         #[inline(always)]
-        unsafe fn load_u4(x: *const u8, scale: f32) -> (__m512, __m512) {
+        unsafe fn dot_u4(w: *const u8, x: *const i16, less: i32) -> __m512 {
             unsafe {
-                // the permutation reads four bits of each index: a table look-up needs no masking
-                let levels = _mm512_setr_ps(
-                    -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
-                );
-                let levels = _mm512_mul_ps(levels, _mm512_set1_ps(scale));
-                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
-                let high = _mm512_srli_epi32::<4>(low);
-                (
-                    _mm512_permutexvar_ps(low, levels),
-                    _mm512_permutexvar_ps(high, levels),
-                )
+                // the same bytes in both halves, of which the second keeps what is above bit 4
+                let bytes = _mm_loadu_si128(w.cast());
+                let bytes = _mm512_cvtepu8_epi16(_mm256_broadcastsi128_si256(bytes));
+                let shift = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(4));
+                let w = _mm512_and_si512(_mm512_srlv_epi16(bytes, shift), _mm512_set1_epi16(15));
+                let sum = _mm512_madd_epi16(w, _mm512_loadu_si512(x.cast()));
+                let less = _mm512_zextsi128_si512(_mm_cvtsi32_si128(less));
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, less))
             }
         }
         #[inline(always)]

@@ -23,10 +23,15 @@ pub(crate) trait Dot: Weights {
     /// Whether [`Simd::dot_pairs`] is used.
     const PAIRS: bool = false;
 
+    /// Elements of a row of `x`.
+    fn width(&self) -> usize {
+        self.depth()
+    }
+
     /// `sums[i][j] = x_i . w_{row + j}` for `x [X, k]` at `x`.
     ///
     /// # Safety
-    /// The processor has the instructions of `S`; rows `row..row + W` exist; `x` holds `X` rows of `depth` values.
+    /// The processor has the instructions of `S`; rows `row..row + W` exist; `x` holds `X` rows of `width` elements.
     unsafe fn dot<S: Simd, const X: usize, const W: usize>(
         &self,
         row: usize,
@@ -229,8 +234,8 @@ const TASK: usize = 64;
 /// # Panics
 /// If the sizes do not match.
 pub(crate) fn linear<D: Dot>(x: &[D::X], m: usize, w: &D, epilogue: Epilogue<'_>) -> Vec<f32> {
-    let (n, k) = (w.rows(), w.depth());
-    assert_eq!(x.len(), m * k, "input of a linear map");
+    let n = w.rows();
+    assert_eq!(x.len(), m * w.width(), "input of a linear map");
     assert!(
         epilogue.bias.is_none_or(|bias| bias.len() == n),
         "bias of a linear map"
@@ -314,7 +319,7 @@ fn linear_pairs(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>)
 /// # Safety
 /// `out` has room for them, and nobody else touches them.
 pub(crate) unsafe fn block<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2], out: Out, stride: usize) {
-    debug_assert!(x.len() >= m * w.depth());
+    debug_assert!(x.len() >= m * w.width());
     #[cfg(target_arch = "x86_64")]
     {
         use crate::simd::{Avx2, Avx512};
@@ -364,7 +369,7 @@ unsafe fn tiles<S: Simd, D: Dot>(
     out: Out,
     stride: usize,
 ) {
-    let k = w.depth();
+    let k = w.width();
     // as many rows of `x` as registers allow next to four rows of weights
     let most = if S::LANES == 16 { 5 } else { 2 };
     for j in (0..columns).step_by(4) {

@@ -3,13 +3,14 @@
     python run.py [--threads N] [--rounds 5] [--measure wall|cpu] [--keep FOLDER] [--only NAME] [--case NAME]
 
 needs the packages of requirements.txt and our worker, `cargo build --release --example peer_speed`. `run.sh` does
-all of it. Writes results/speed.md, results/speed.svg and results/speed.json.
+all of it. Writes results/speed-KIND.md, .svg and .json, where KIND is that of the processor (amx, avx512, avx2, ...),
+so that a run on another kind of machine adds to the results instead of replacing them.
 
 The section of the README between its two `speed` comments is written from the same figures; `--report` does that
-again from results/speed*.json without measuring.
+again from results/speed-*.json without measuring.
 
 `--layers 0` takes the published model whole (OPT-2.7B in bf16: 7.5 GB on disk, 20 GB of memory) and writes
-results/speed-full.* instead; with few layers the output head, which ours keeps in bf16, weighs more than it does there.
+results/speed-KIND-full.* instead; with few layers the output head, which ours keeps in bf16, weighs more than it does there.
 
 Both sides are given one task at a time, in turn, so that the load of the machine falls on both; a row shows the
 medians. `--measure cpu` counts processor time instead, which other processes do not disturb; use it with
@@ -31,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 GEN = ROOT / "tests/fixtures/gen"
 PICTURES = ROOT / "tests/fixtures/processor/images"
-# of the results: with few layers, and of a whole model
-STEMS = ("speed", "speed-full")
+# what the README names processors by, the first that /proc/cpuinfo has
+KINDS = {"amx_tile": "amx", "avx512f": "avx512", "avx2": "avx2"}
 
 GREEDY = {"task": "generate", "tokens": 17, "minus": {"task": "generate", "tokens": 1}, "per": 16}
 BEAM = {"task": "generate", "tokens": 17, "beams": 5, "minus": {"task": "generate", "tokens": 1, "beams": 5}, "per": 16}
@@ -173,6 +174,14 @@ def machine():
     return f"{cpu}, {os.cpu_count()} logical cores, {platform.system()} {platform.machine()}"
 
 
+def stem(args):
+    """Name of the files of results."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    kind = next((kind for flag, kind in KINDS.items() if flag in flags), platform.machine())
+    return "-".join(["speed", args.device if args.device != "cpu" else kind] + ["full"] * (args.layers == 0))
+
+
 def ratio(row):
     """Time of torch / our time."""
     return row["theirs_ms"] / max(row["ours_ms"], 1e-9)
@@ -211,21 +220,22 @@ def markdown(results, args):
 
 def readme(folder):
     """Writes the ratios in short into the README, from what was measured so far."""
-    records = [json.loads(path.read_text()) for name in STEMS if (path := folder / f"{name}.json").exists()]
+    records = [(path.stem, json.loads(path.read_text())) for path in sorted(folder.glob("speed-*.json"))]
     path = ROOT / "README.md"
     begin, end = "<!-- speed: written by tests/peers/speed/run.py -->", "<!-- /speed -->"
     before, rest = path.read_text().split(begin)
-    lines = "\n\n".join("\n".join(summary(record)) for record in records)
+    lines = "\n\n".join("\n".join(summary(name, record)) for name, record in records)
     path.write_text("\n".join([before + begin, "", lines, "", end + rest.split(end)[1]]))
 
 
-def summary(record):
-    """The ratios of one record, as lines of Markdown."""
+def summary(name, record):
+    """The ratios of one record, as lines of Markdown; `name` is that of its files."""
     results = [result for result in record["results"] if "compile" not in result["title"]]
     cases = [result for result in results if len(result["rows"]) > 1]
     tasks = list(dict.fromkeys(row["task"] for result in cases for row in result["rows"]))
     lines = [
-        f"{record['conditions']} Time of torch / our time; above 1 is in our favour.",
+        f"{record['conditions']} Time of torch / our time; above 1 is in our favour "
+        f"([every figure](tests/peers/results/{name}.md), [plot](tests/peers/results/{name}.svg)).",
         "",
         "| | " + " | ".join(result["title"].replace(" against ", " / ") for result in cases) + " |",
         "|---|" + "--:|" * len(cases),
@@ -318,7 +328,7 @@ def main():
     record = {"conditions": conditions(args), "results": results}
     contents = {"md": markdown(results, args), "svg": svg(results), "json": json.dumps(record, indent=2) + "\n"}
     for kind, content in contents.items():
-        (args.results / f"{STEMS[args.layers == 0]}.{kind}").write_text(content)
+        (args.results / f"{stem(args)}.{kind}").write_text(content)
     if not partial:
         readme(args.results)
     print(markdown(results, args))
