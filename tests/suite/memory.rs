@@ -13,7 +13,13 @@ use crate::support::fixture;
 fn weights_equal_the_load_report<B: Kernels>(device: &B::Device) {
     for name in ["opt", "opt-legacy", "opt-350m-form", "t5", "itm"] {
         let folder = fixture(&format!("parity/{name}"));
-        for dtype in [PartDtype::Auto, PartDtype::F32, PartDtype::BF16] {
+        for dtype in [
+            PartDtype::Auto,
+            PartDtype::F32,
+            PartDtype::BF16,
+            PartDtype::Int8,
+            PartDtype::Int4,
+        ] {
             let policy = DtypePolicy::frozen(dtype);
             let session =
                 Session::<B>::open(&folder, policy, false, device).unwrap_or_else(|e| panic!("{e}"));

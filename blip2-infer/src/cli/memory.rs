@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use blip2_model::backend::{BackendKind, SelectDevice};
 use blip2_model::catalogue;
 use blip2_model::checkpoint::{DtypePolicy, PartDtype};
@@ -21,10 +21,11 @@ pub struct MemoryArgs {
     /// Folder (a config.json is enough), hub id, or the name of a published checkpoint: nothing is downloaded for these
     #[arg(long, value_name = "DIR|HUB_ID|NAME", default_value = model::NANO)]
     model: String,
-    /// Dtypes of the frozen parts' matrices: auto (as in the file), f32, f16, bf16
+    /// Dtypes of the frozen parts' matrices: auto (as in the file), f32, f16, bf16; int8 and int4 pack the language
+    /// model's and leave the image encoder as in the file
     #[arg(long, value_delimiter = ',', default_value = "f32,f16,bf16")]
     dtype: Vec<PartDtype>,
-    /// Dtype of the language model alone
+    /// Dtype of the language model alone: also int8, int4
     #[arg(long, value_name = "DTYPE")]
     dtype_llm: Option<PartDtype>,
     /// Dtype of the Q-Former's matrices, which the other options leave in f32: also f16 or bf16
@@ -98,16 +99,6 @@ fn read(name: &str) -> Result<(Blip2Config, Vec<TensorInfo>)> {
 
 pub(super) fn run(args: &MemoryArgs) -> Result<()> {
     let kind = BackendKind::choose(args.backend.as_deref())?;
-    if args
-        .dtype
-        .iter()
-        .chain(&args.dtype_llm)
-        .any(|dtype| dtype.bits().is_some())
-    {
-        bail!(
-            "memory predicts auto, f32, f16 and bf16; packed weights are 8 or 4 bits and a scale per 32 weights"
-        );
-    }
     let (config, files) = read(&args.model)?;
     let head = [
         "dtype",

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{DtypePolicy, Keys, Part};
 use crate::module_path::ModulePath;
 use crate::nn::Kernels;
-use crate::nn::kernels::{PACK_GROUP, WeightBits};
+use crate::nn::kernels::WeightBits;
 use crate::weights::{DType, ShapeMismatch, TensorBytes, TensorSource, WeightsError};
 
 /// What a load did, per part.
@@ -60,7 +60,6 @@ impl<'a> Loader<'a> {
         let mut mapper = Mapper {
             loader: self,
             path: ModulePath::under(root),
-            in_linear: false,
             backend: PhantomData::<B>,
         };
         module.map(&mut mapper)
@@ -154,9 +153,9 @@ impl<'a> Loader<'a> {
     /// Corrects the report for a weight that was stored as `stored_as` and is kept packed.
     fn report_packed(&mut self, path: &str, stored_as: DType, stored: usize, bits: WeightBits, count: usize) {
         let part = Part::of(path);
-        let (name, width) = match bits {
-            WeightBits::Eight => ("int8", 8),
-            WeightBits::Four => ("int4", 4),
+        let name = match bits {
+            WeightBits::Eight => "int8",
+            WeightBits::Four => "int4",
         };
         let parameters = self.report.parameters.entry(part).or_default();
         let plain = stored_as.to_string();
@@ -168,22 +167,19 @@ impl<'a> Loader<'a> {
         }
         *parameters.entry(name.to_string()).or_default() += count;
         let bytes = self.report.bytes.entry(part).or_default();
-        *bytes = *bytes - stored + count * width / 8 + count / PACK_GROUP * size_of::<f32>();
+        *bytes = *bytes - stored + bits.bytes(count);
     }
 }
 
 struct Mapper<'l, 'a, B> {
     loader: &'l mut Loader<'a>,
     path: ModulePath,
-    /// Whether the module being visited is a linear map.
-    in_linear: bool,
     backend: PhantomData<B>,
 }
 
 impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
-        self.in_linear = container_type == "Struct:Linear";
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
@@ -207,10 +203,7 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
         let tensor = B::memory_persistent_allocations(&device, data, |data| {
             Tensor::<B, D>::from_data(data, (&device, dtype))
         });
-        let bits = self.loader.policy.packing(&path).filter(|_| self.in_linear);
-        if let (Some(bits), [rows, depth]) = (bits, &shape[..])
-            && depth.is_multiple_of(PACK_GROUP)
-        {
+        if let (Some(bits), [rows, depth]) = (self.loader.policy.packing(&path, &shape), &shape[..]) {
             let packed = B::pack_weight(tensor.reshape([*rows, *depth]), bits);
             self.loader
                 .report_packed(&path, stored_as, stored, bits, rows * depth);

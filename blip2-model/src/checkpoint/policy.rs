@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::config::Blip2Config;
 use crate::language::LanguageConfig;
-use crate::nn::kernels::WeightBits;
+use crate::nn::kernels::{PACK_GROUP, WeightBits};
 use crate::weights::DType;
 
 /// The three parts of BLIP-2.
@@ -56,7 +56,8 @@ pub enum PartDtype {
     F16,
     /// 2 bytes, 8 exponent bits.
     BF16,
-    /// Linear maps of the language model in 8 bits with a scale per 32 weights; everything else as in the file.
+    /// Linear maps of the language model in 8 bits with a scale per 32 weights; everything else as in the file, but its
+    /// tables and its output head in bf16 where the file has f32.
     Int8,
     /// The same in 4 bits.
     Int4,
@@ -169,7 +170,8 @@ impl DtypePolicy {
         self
     }
 
-    /// Dtype to keep a tensor in, given its path, rank and dtype in the file.
+    /// Dtype to keep a tensor in, given its path, rank and dtype in the file. What will be packed is packed from the
+    /// dtype that the file has.
     pub fn resolve(&self, path: &str, rank: usize, stored: DType) -> DType {
         let part = match Part::of(path) {
             Part::Vision => self.vision,
@@ -181,18 +183,34 @@ impl DtypePolicy {
             PartDtype::F32 => DType::F32,
             PartDtype::F16 => DType::F16,
             PartDtype::BF16 => DType::BF16,
+            // at four bytes the output head alone would be read as long as half of the packed layers
+            PartDtype::Int8 | PartDtype::Int4
+                if stored == DType::F32 && Part::of(path) == Part::Llm && !packs(path) =>
+            {
+                DType::BF16
+            }
             _ if self.widen_f16_llm && stored == DType::F16 && Part::of(path) == Part::Llm => DType::F32,
             _ if stored.is_float() && stored != DType::F64 => stored,
             _ => DType::F32,
         }
     }
 
-    /// Bits that the linear map with its weight at `path` is packed into, if it is. The output head keeps its
-    /// dtype: it decides between words whose scores are close.
-    pub fn packing(&self, path: &str) -> Option<WeightBits> {
-        let packs = Part::of(path) == Part::Llm && !path.contains("lm_head");
-        self.llm.bits().filter(|_| packs)
+    /// Bits that the weight at `path` is packed into, if it is.
+    pub fn packing(&self, path: &str, shape: &[usize]) -> Option<WeightBits> {
+        let divides = matches!(shape, [_, depth] if depth.is_multiple_of(PACK_GROUP));
+        self.llm
+            .bits()
+            .filter(|_| divides && Part::of(path) == Part::Llm && packs(path))
     }
+}
+
+/// Whether the matrix of a language model at `path` is one of those that are packed: its tables are not, nor is the
+/// output head, which decides between words whose scores are close.
+fn packs(path: &str) -> bool {
+    const WHOLE: [&str; 4] = ["lm_head", "embed_", "shared", "relative_attention_bias"];
+    !path
+        .split('.')
+        .any(|name| WHOLE.iter().any(|whole| name.starts_with(whole)))
 }
 
 /// T5 in f16.
@@ -212,5 +230,42 @@ impl DtypePolicy {
             }
         }
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_packed_and_what_surrounds_them_takes_two_bytes() {
+        let packed = DtypePolicy::default().but(None, Some(PartDtype::Int8));
+        let layer = "language.model.layers.0.fc1.weight";
+        assert_eq!(packed.packing(layer, &[64, 32]), Some(WeightBits::Eight));
+        assert_eq!(packed.packing(layer, &[64, 40]), None, "no whole groups");
+        assert_eq!(packed.packing("vision.layers.0.fc1.weight", &[64, 32]), None);
+        assert_eq!(
+            packed.resolve(layer, 2, DType::F32),
+            DType::F32,
+            "until it is packed"
+        );
+        for table in [
+            "embed_tokens",
+            "embed_positions",
+            "shared",
+            "lm_head",
+            "relative_attention_bias",
+        ] {
+            let path = format!("language.model.{table}.weight");
+            assert_eq!(packed.packing(&path, &[64, 32]), None, "{path}");
+            assert_eq!(packed.resolve(&path, 2, DType::F32), DType::BF16, "{path}");
+            assert_eq!(packed.resolve(&path, 2, DType::F16), DType::F16, "{path}");
+            assert_eq!(
+                DtypePolicy::default().resolve(&path, 2, DType::F32),
+                DType::F32,
+                "{path}"
+            );
+        }
+        assert_eq!(packed.resolve("vision.patch.weight", 2, DType::F32), DType::F32);
     }
 }

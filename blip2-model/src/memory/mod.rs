@@ -119,11 +119,18 @@ pub fn predict<B: Kernels>(
         let stored = dtype.unwrap_or(work.stored);
         let kept = keep(policy.resolve(&parameter.path, parameter.shape.len(), stored));
         let part = Part::of(&parameter.path);
-        if part == Part::Llm && parameter.shape.len() > 1 {
-            llm_dtype = kept;
-        }
-        parameters += parameter.num_elements();
-        *weights.entry(part).or_insert(0) += parameter.num_elements() * kept.size();
+        let count = parameter.num_elements();
+        let bytes = match policy.packing(&parameter.path, &parameter.shape) {
+            Some(bits) => bits.bytes(count),
+            None => {
+                if part == Part::Llm && parameter.shape.len() > 1 {
+                    llm_dtype = kept;
+                }
+                count * kept.size()
+            }
+        };
+        parameters += count;
+        *weights.entry(part).or_insert(0) += bytes;
     }
     let kept = |part: Part| match part {
         Part::Llm => llm_dtype,
@@ -197,6 +204,17 @@ mod tests {
         let f16_gib = gib(opt(half).weight_bytes() as f64 + 2.0 * table);
         // the card cuts 7.215 short, and the two million numbers of the vectors stay f32 here
         assert!((f16_gib - 7.215).abs() < 0.01, "{f16_gib}");
+    }
+
+    /// 32 layers of 12 x 2560^2 weights in bytes and a scale for 32 of them; the token and position tables in bf16.
+    #[test]
+    fn a_packed_language_model_is_layers_in_bytes_and_tables_in_two() {
+        let plain = opt(DtypePolicy::f32());
+        let packed = opt(DtypePolicy::f32().but(None, Some(PartDtype::Int8)));
+        let layers = 32 * 12 * 2560 * 2560;
+        let tables = (50304 + 2050) * 2560;
+        let saved = layers * 4 - (layers + layers / 32 * 4) + tables * 2;
+        assert_eq!(plain.weight_bytes() - packed.weight_bytes(), saved);
     }
 
     #[test]

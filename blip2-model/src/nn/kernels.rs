@@ -27,6 +27,15 @@ pub enum WeightBits {
 pub const PACK_GROUP: usize = 32;
 
 impl WeightBits {
+    /// Bytes of so many weights, scales included.
+    pub fn bytes(self, count: usize) -> usize {
+        let width = match self {
+            Self::Eight => 8,
+            Self::Four => 4,
+        };
+        count * width / 8 + count / PACK_GROUP * size_of::<f32>()
+    }
+
     /// Symmetric, one f32 scale per [`PACK_GROUP`] weights.
     pub fn scheme(self) -> QuantScheme {
         QuantScheme::default()
