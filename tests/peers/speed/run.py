@@ -169,9 +169,23 @@ def checkpoint(base, kind, layers):
     return folder
 
 
+START = "command line"
+ORDER = [case[0] for case in CASES] + [START]
+
+
 def machine():
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
     return f"{cpu}, {os.cpu_count()} logical cores, {platform.system()} {platform.machine()}"
+
+
+def kept(args):
+    """Results of an earlier run under the same conditions that this one, of some cases only, leaves as they are."""
+    path = args.results / f"{stem(args)}.json"
+    if not args.case or args.only or not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    same = record["conditions"] == conditions(args)
+    return [result for result in record["results"] if same and args.case not in result["title"]]
 
 
 def stem(args):
@@ -295,7 +309,7 @@ def main():
     parser.add_argument("--backend", default="flex", help="ours; the worker must be built with that feature")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="theirs")
     parser.add_argument("--only", help="tasks whose name contains this")
-    parser.add_argument("--case", help="tables whose title contains this")
+    parser.add_argument("--case", help="tables whose title contains this; others keep what was measured before")
     parser.add_argument("--keep", type=Path, help="folder for the random checkpoints, kept for the next run")
     parser.add_argument("--worker", type=Path, default=ROOT / "target/release/examples/peer_speed")
     parser.add_argument("--blip2", type=Path, default=ROOT / "target/release/blip2")
@@ -315,21 +329,22 @@ def main():
         results += [{"title": case[0], "rows": rows}] if rows else []
     folder = checkpoint(base, "opt-2.7b", args.layers)
     picture = str(sorted(PICTURES.glob("*.jpg"))[0])
-    partial = args.only or args.case
-    if args.blip2.exists() and not partial:
+    if args.blip2.exists() and not args.only and (not args.case or args.case in START):
         ours = [str(args.blip2), "caption", "--model", str(folder), "--dtype", "bf16", "--prompt", "a photo of", picture]
         theirs = [sys.executable, str(HERE / "torch_caption.py"), str(folder), picture]
         pairs = [(first_caption(ours, args.threads), first_caption(theirs, args.threads)) for _ in range(args.rounds)]
         row = {"task": "process start to first caption, bf16"}
         for i, name in enumerate(("ours_ms", "theirs_ms")):
             row[name] = statistics.median(pair[i][f"{args.measure}_ms"] for pair in pairs)
-        results.append({"title": "command line", "rows": [row]})
+        results.append({"title": START, "rows": [row]})
     args.results.mkdir(parents=True, exist_ok=True)
-    record = {"conditions": conditions(args), "results": results}
+    record = {"conditions": conditions(args), "results": kept(args) + results}
+    record["results"].sort(key=lambda result: ORDER.index(result["title"]))
+    results = record["results"]
     contents = {"md": markdown(results, args), "svg": svg(results), "json": json.dumps(record, indent=2) + "\n"}
     for kind, content in contents.items():
         (args.results / f"{stem(args)}.{kind}").write_text(content)
-    if not partial:
+    if not args.only:
         readme(args.results)
     print(markdown(results, args))
 
