@@ -11,6 +11,7 @@ pub mod fingerprint;
 mod fixtures;
 pub mod hub;
 pub mod pickle;
+mod room;
 pub mod safetensors;
 mod shard_plan;
 pub mod sharded;

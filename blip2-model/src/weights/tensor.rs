@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::error::{Result, WeightsError};
+use super::room::{Room, owned};
 
 // The bytes of a mapped file are handed out as they are, and every format read here is little-endian.
 const _: () = assert!(
@@ -158,14 +159,21 @@ impl TensorBytes {
     ///
     /// Integer and boolean tensors are an error.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0f32; self.num_elements()];
+        self.widen(&mut values)?;
+        Ok(values)
+    }
+
+    fn widen(&self, to: &mut [f32]) -> Result<()> {
         let data = &self.bytes[..];
-        Ok(match self.dtype {
-            DType::F32 => bytemuck::cast_slice::<u8, f32>(data).to_vec(),
-            DType::F16 => map_chunks(data, |from: &[f16], to| from.convert_to_f32_slice(to)),
-            DType::BF16 => map_chunks(data, |from: &[bf16], to| zip_map(from, to, bf16_to_f32)),
-            DType::F64 => map_chunks(data, |from: &[f64], to| zip_map(from, to, |v| v as f32)),
+        match self.dtype {
+            DType::F32 => to.copy_from_slice(bytemuck::cast_slice(data)),
+            DType::F16 => fill(data, to, |from: &[f16], to| from.convert_to_f32_slice(to)),
+            DType::BF16 => fill(data, to, |from: &[bf16], to| zip_map(from, to, bf16_to_f32)),
+            DType::F64 => fill(data, to, |from: &[f64], to| zip_map(from, to, |v| v as f32)),
             from => return Err(WeightsError::UnsupportedConversion { from, to: DType::F32 }),
-        })
+        }
+        Ok(())
     }
 
     /// The same tensor in another floating-point dtype, rounded to nearest even; a cheap clone if `to` is the
@@ -179,32 +187,36 @@ impl TensorBytes {
         }
         let data = &self.bytes[..];
         let bytes = match (self.dtype, to) {
-            (F16 | BF16 | F64, F32) => owned(self.to_f32_vec()?),
-            (F32, F16) => owned(map_chunks(data, |from: &[f32], to: &mut [f16]| {
+            (F16 | BF16 | F64, F32) => {
+                let mut room = Room::new(self.num_elements());
+                self.widen(room.as_mut_slice())?;
+                room.into_bytes()
+            }
+            (F32, F16) => converted(data, |from: &[f32], to: &mut [f16]| {
                 to.convert_from_f32_slice(from)
-            })),
-            (F32, BF16) => owned(map_chunks(data, |from: &[f32], to: &mut [bf16]| {
+            }),
+            (F32, BF16) => converted(data, |from: &[f32], to: &mut [bf16]| {
                 zip_map(from, to, f32_to_bf16)
-            })),
-            (BF16, F16) => owned(map_chunks(data, |from: &[bf16], to: &mut [f16]| {
+            }),
+            (BF16, F16) => converted(data, |from: &[bf16], to: &mut [f16]| {
                 let wide: Vec<f32> = from.iter().copied().map(bf16_to_f32).collect();
                 to.convert_from_f32_slice(&wide);
-            })),
-            (F16, BF16) => owned(map_chunks(data, |from: &[f16], to: &mut [bf16]| {
+            }),
+            (F16, BF16) => converted(data, |from: &[f16], to: &mut [bf16]| {
                 let mut wide = vec![0f32; from.len()];
                 from.convert_to_f32_slice(&mut wide);
                 zip_map(&wide, to, f32_to_bf16);
-            })),
+            }),
             // through f32, rounding twice, as PyTorch does
-            (F64, F16) => owned(map_chunks(data, |from: &[f64], to| {
+            (F64, F16) => converted(data, |from: &[f64], to| {
                 zip_map(from, to, |v| f16::from_f32(v as f32))
-            })),
-            (F64, BF16) => owned(map_chunks(data, |from: &[f64], to| {
+            }),
+            (F64, BF16) => converted(data, |from: &[f64], to| {
                 zip_map(from, to, |v| f32_to_bf16(v as f32))
-            })),
-            (F32, F64) => owned(map_chunks(data, |from: &[f32], to| zip_map(from, to, f64::from))),
-            (F16, F64) => owned(map_chunks(data, |from: &[f16], to| zip_map(from, to, f64::from))),
-            (BF16, F64) => owned(map_chunks(data, |from: &[bf16], to| zip_map(from, to, f64::from))),
+            }),
+            (F32, F64) => converted(data, |from: &[f32], to| zip_map(from, to, f64::from)),
+            (F16, F64) => converted(data, |from: &[f16], to| zip_map(from, to, f64::from)),
+            (BF16, F64) => converted(data, |from: &[bf16], to| zip_map(from, to, f64::from)),
             (from, to) => return Err(WeightsError::UnsupportedConversion { from, to }),
         };
         Ok(Self {
@@ -233,28 +245,26 @@ fn zip_map<A: Copy, B>(from: &[A], to: &mut [B], f: impl Fn(A) -> B) {
     }
 }
 
-fn map_chunks<A, B>(data: &[u8], f: impl Fn(&[A], &mut [B]) + Sync) -> Vec<B>
+/// `f` on every piece of `data` and of the result, on several threads.
+fn converted<A, B>(data: &[u8], f: impl Fn(&[A], &mut [B]) + Sync) -> Bytes
 where
     A: AnyBitPattern + Sync,
-    B: bytemuck::Zeroable + Clone + Send,
+    B: AnyBitPattern + NoUninit + Send + Sync,
+{
+    let mut room = Room::new(data.len() / size_of::<A>());
+    fill(data, room.as_mut_slice(), f);
+    room.into_bytes()
+}
+
+fn fill<A, B>(data: &[u8], to: &mut [B], f: impl Fn(&[A], &mut [B]) + Sync)
+where
+    A: AnyBitPattern + Sync,
+    B: Send,
 {
     let from: &[A] = bytemuck::cast_slice(data);
-    let mut to = vec![B::zeroed(); from.len()];
     to.par_chunks_mut(CHUNK)
         .zip(from.par_chunks(CHUNK))
         .for_each(|(to, from)| f(from, to));
-    to
-}
-
-/// Bytes that keep the vector, and so the alignment of its elements.
-fn owned<T: NoUninit + Send + Sync + 'static>(values: Vec<T>) -> Bytes {
-    struct Owner<T>(Vec<T>);
-    impl<T: NoUninit> AsRef<[u8]> for Owner<T> {
-        fn as_ref(&self) -> &[u8] {
-            bytemuck::cast_slice(&self.0)
-        }
-    }
-    Bytes::from_owner(Owner(values))
 }
 
 /// A copy aligned for any element type.
