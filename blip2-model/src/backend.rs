@@ -232,6 +232,8 @@ mod ndarray {
     /// The `ndarray` CPU backend.
     pub type NdArray = burn::backend::NdArray<f32>;
     impl Kernels for NdArray {
+        const PACKS: bool = false;
+
         fn random_mask<const D: usize>(
             dims: [usize; D],
             keep: f64,
@@ -259,7 +261,9 @@ mod tch {
     use super::*;
     /// The libtorch backend.
     pub type Tch = burn::backend::LibTorch<f32>;
-    impl Kernels for Tch {}
+    impl Kernels for Tch {
+        const PACKS: bool = false;
+    }
     impl SelectDevice for Tch {
         fn select_device(index: usize) -> Self::Device {
             use burn::backend::libtorch::LibTorchDevice;

@@ -21,6 +21,12 @@ fn weights_equal_the_load_report<B: Kernels>(device: &B::Device) {
             PartDtype::Int4,
         ] {
             let policy = DtypePolicy::frozen(dtype);
+            if let (Some(_), false) = (dtype.bits(), B::PACKS) {
+                let refused = Session::<B>::open(&folder, policy, false, device).err();
+                let refused = refused.expect("packed weights are refused").to_string();
+                assert!(refused.contains("int8"), "{refused}");
+                continue;
+            }
             let session =
                 Session::<B>::open(&folder, policy, false, device).unwrap_or_else(|e| panic!("{e}"));
             let files = checkpoint_dir::open(&folder).expect("a checkpoint");

@@ -14,6 +14,8 @@ use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops};
 use crate::nn::{Activation, Kernels};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    const PACKS: bool = B::PACKS;
+
     fn compute_dtype(stored: DType) -> DType {
         B::compute_dtype(stored)
     }

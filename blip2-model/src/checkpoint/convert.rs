@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::expected::ExpectedTensor;
 use super::export::write_checkpoint;
 use super::lavis::{Family, LavisError, under_lavis_names};
-use super::policy::T5InHalf;
+use super::policy::PolicyError;
 use super::view::{Origin, View};
 use super::{Companions, DtypePolicy, ModelFiles, Part, PartDtype, huggingface};
 use crate::language::LanguageConfig;
@@ -45,7 +45,7 @@ impl Default for ConvertOptions {
 pub enum ConvertError {
     /// The dtype asked for does not fit the model.
     #[error(transparent)]
-    Policy(#[from] T5InHalf),
+    Policy(#[from] PolicyError),
     /// Tensors are missing or mis-shaped, or files cannot be written.
     #[error(transparent)]
     Weights(#[from] Box<WeightsError>),

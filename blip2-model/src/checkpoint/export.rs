@@ -8,7 +8,7 @@ use burn::tensor::{DType as BurnDType, Tensor, TensorData, backend::Backend};
 use bytes::Bytes;
 
 use super::expected::visit_parts;
-use super::policy::T5InHalf;
+use super::policy::PolicyError;
 use super::{Companions, DtypePolicy, huggingface};
 use crate::blip2::Blip2;
 use crate::config::Blip2Config;
@@ -41,7 +41,7 @@ pub enum ExportError {
     },
     /// The dtypes asked for do not fit the model.
     #[error(transparent)]
-    Policy(#[from] T5InHalf),
+    Policy(#[from] PolicyError),
     /// Files could not be written.
     #[error(transparent)]
     Weights(#[from] Box<WeightsError>),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::Blip2Config;
 use crate::language::LanguageConfig;
+use crate::nn::Kernels;
 use crate::nn::kernels::{PACK_GROUP, WeightBits};
 use crate::weights::DType;
 
@@ -213,23 +214,38 @@ fn packs(path: &str) -> bool {
         .any(|name| WHOLE.iter().any(|whole| name.starts_with(whole)))
 }
 
-/// T5 in f16.
+/// Dtypes that a model or a backend cannot have.
 #[derive(Debug, thiserror::Error)]
-#[error("T5 overflows in f16 and answers with noise; use --dtype-llm bf16 or f32")]
-pub struct T5InHalf;
+#[non_exhaustive]
+pub enum PolicyError {
+    /// T5 in f16.
+    #[error("T5 overflows in f16 and answers with noise; use --dtype-llm bf16 or f32")]
+    T5InHalf,
+    /// Packed weights on a backend without them.
+    #[error("this backend has no int8 and int4; use --dtype-llm f32, f16 or bf16, or another --backend")]
+    Unpackable,
+}
 
 impl DtypePolicy {
     /// The policy made safe for a configuration: T5 in f16 is refused when asked for, and widened to f32 when
     /// it is only how the file stores it.
-    pub fn for_config(mut self, config: &Blip2Config) -> Result<Self, T5InHalf> {
+    pub fn for_config(mut self, config: &Blip2Config) -> Result<Self, PolicyError> {
         if matches!(config.language(), Some(LanguageConfig::T5(_))) {
             match self.llm {
-                PartDtype::F16 => return Err(T5InHalf),
+                PartDtype::F16 => return Err(PolicyError::T5InHalf),
                 PartDtype::Auto | PartDtype::Int8 | PartDtype::Int4 => self.widen_f16_llm = true,
                 _ => {}
             }
         }
         Ok(self)
+    }
+
+    /// The policy if the backend can hold its weights.
+    pub fn on<B: Kernels>(self) -> Result<Self, PolicyError> {
+        match self.llm.bits() {
+            Some(_) if !B::PACKS => Err(PolicyError::Unpackable),
+            _ => Ok(self),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::blip2::{Blip2, Blip2Error};
 use crate::checkpoint::apply::burn_dtype;
-use crate::checkpoint::policy::T5InHalf;
+use crate::checkpoint::policy::PolicyError;
 use crate::checkpoint::{DtypePolicy, Part, expected_tensors};
 use crate::config::Blip2Config;
 use crate::language::LanguageConfig;
@@ -83,7 +83,7 @@ impl Estimate {
 pub enum MemoryError {
     /// The dtypes do not fit the model.
     #[error(transparent)]
-    Policy(#[from] T5InHalf),
+    Policy(#[from] PolicyError),
     /// The configuration cannot be used.
     #[error(transparent)]
     Model(#[from] Blip2Error),
@@ -97,7 +97,7 @@ pub fn predict<B: Kernels>(
     work: &Workload,
     device: &B::Device,
 ) -> Result<Estimate, MemoryError> {
-    let policy = work.policy.for_config(config)?;
+    let policy = work.policy.for_config(config)?.on::<B>()?;
     let model = Blip2::<B>::new(config.clone(), device)?;
     let keys = crate::checkpoint::huggingface::keys(config);
     let stored: BTreeMap<&str, DType> = files

@@ -126,6 +126,9 @@ pub trait Kernels: Backend {
         linear_by_matmul(x, weight, bias, act)
     }
 
+    /// Whether the backend can hold what [`pack_weight`](Self::pack_weight) gives.
+    const PACKS: bool = true;
+
     /// Packs a weight `[out, in]` of any float dtype for [`linear_act`](Self::linear_act); `in` is a multiple of
     /// [`PACK_GROUP`].
     fn pack_weight(weight: Tensor<Self, 2>, bits: WeightBits) -> Tensor<Self, 2> {

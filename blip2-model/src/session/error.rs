@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::blip2::Blip2Error;
 use crate::checkpoint::FilesError;
-use crate::checkpoint::policy::T5InHalf;
+use crate::checkpoint::policy::PolicyError;
 use crate::generate::{GenerateError, ImportError};
 use crate::processor::ProcessorError;
 use crate::weights::WeightsError;
@@ -18,7 +18,7 @@ pub enum SessionError {
     Files(#[from] Box<FilesError>),
     /// The dtypes asked for do not fit the model.
     #[error(transparent)]
-    Policy(#[from] T5InHalf),
+    Policy(#[from] PolicyError),
     /// `generation_config.json` cannot be used.
     #[error("{}", file.display())]
     Generation {

@@ -80,7 +80,7 @@ impl<B: Kernels> Session<B> {
         device: &B::Device,
     ) -> Result<Self> {
         let start = Instant::now();
-        let policy = policy.for_config(&files.config)?;
+        let policy = policy.for_config(&files.config)?.on::<B>()?;
         let (model, report) =
             Blip2::load(files.config, files.source.as_ref(), policy, allow_partial, device)?;
         let kind = model.language.as_ref().map(|language| match language {

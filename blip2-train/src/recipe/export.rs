@@ -34,7 +34,7 @@ pub fn export<B: Backend>(
     let assembly = Assembly::open::<B>(&recipe)?;
     let tokenizers = Tokenizers::open(&recipe, &assembly.config)?;
     if matches!(assembly.config.text_config, Some(LanguageConfig::T5(_))) && dtype == Some(DType::F16) {
-        return Err(blip2_model::checkpoint::policy::T5InHalf.into());
+        return Err(blip2_model::checkpoint::policy::PolicyError::T5InHalf.into());
     }
     let trained = Merged {
         trained: SafetensorsFile::open(found.folder.join(MODEL))?,

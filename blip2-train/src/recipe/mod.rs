@@ -185,7 +185,7 @@ pub enum RecipeError {
     Config(#[from] ConfigError),
     /// A dtype that does not work.
     #[error(transparent)]
-    Half(#[from] blip2_model::checkpoint::policy::T5InHalf),
+    Half(#[from] blip2_model::checkpoint::policy::PolicyError),
     /// See the source.
     #[error(transparent)]
     Weights(#[from] Box<WeightsError>),

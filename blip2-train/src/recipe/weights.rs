@@ -168,7 +168,7 @@ impl Assembly {
         root: Root,
         policy: DtypePolicy,
     ) -> Result<M, RecipeError> {
-        let policy = policy.for_config(&self.config)?;
+        let policy = policy.for_config(&self.config)?.on::<B>()?;
         let mut loader = Loader::new(self, &self.keys, policy);
         let module = loader.load(module, root.name());
         // the other parts' tensors are unused here; nothing can be missing
