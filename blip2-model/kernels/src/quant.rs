@@ -189,10 +189,13 @@ fn pack_body<const FMA: bool>(bits: Bits, weights: &[f32], data: &mut [u8], scal
     }
 }
 
-/// To the nearest integer (ties to even) by the bits of the sum, which vectorises.
+/// Above it f32 has no fractions: a small number added to it is rounded to an integer, ties to even, which then is the
+/// low bits of the sum. That vectorises.
+const ROUND: f32 = 12_582_912.0;
+
+/// To the nearest integer.
 #[inline(always)]
 fn nearest(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0;
     (x + ROUND) - ROUND
 }
 
@@ -251,7 +254,7 @@ pub fn linear(x: &[f32], m: usize, w: Packed<'_>, epilogue: Epilogue<'_>) -> Vec
     }
     let (n, k) = (w.rows, w.depth);
     assert_eq!(x.len(), m * k, "input of a linear map");
-    let block = (BLOCK / k.max(1)).next_multiple_of(48).min(n);
+    let block = (BLOCK / k.max(1)).next_multiple_of(48).min(n.max(1));
     let x = Mat::new(x, m, k);
     // the unpacked weights are rounded to bf16 where that is faster: a quarter of the step of 8 bits
     let mut rounded =

@@ -224,6 +224,11 @@ impl Format {
         first(row, self.image_id).and_then(text_of)
     }
 
+    /// Whether a row says that its captions belong to the picture.
+    pub fn label(&self, row: &Row) -> Option<bool> {
+        row.get("label").and_then(truth)
+    }
+
     pub(super) fn entry(&self, row: &Row) -> Result<Entry, Problem> {
         let mut image = first(row, self.image)
             .and_then(text_of)
@@ -233,7 +238,7 @@ impl Format {
         }
         Ok(Entry {
             captions: self.captions(row),
-            label: row.get("label").and_then(truth),
+            label: self.label(row),
             question: self.question(row).map(Box::new),
             image_id: self.image_id(row),
             image_index: 0,

@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::formats::{Format, truth};
+use super::formats::Format;
 use super::sample::{DataError, ImageSource, Problem, Sample, Skipped};
 use super::tar_reader::{Member, Seekable, Sequential, Skip, TarMembers};
 
@@ -306,7 +306,7 @@ fn read_json(bytes: &[u8], sample: &mut Sample) -> Result<(), Problem> {
     match serde_json::from_str(text).map_err(|e| bad(e.to_string()))? {
         Value::Object(row) => {
             sample.captions = format.captions(&row);
-            sample.label = row.get("label").and_then(truth);
+            sample.label = format.label(&row);
             sample.question = format.question(&row);
             sample.image_id = format.image_id(&row);
         }

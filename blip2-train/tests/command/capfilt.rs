@@ -4,21 +4,18 @@ use serde_json::json;
 
 use crate::{Place, call, fixture, ok, refused};
 
+/// What every run of it here names.
+fn filter<'a>(shards: &'a str, captioner: &'a str, judge: &'a str, out: &'a str) -> Vec<&'a str> {
+    let names = ["data", "capfilt", shards, "--model", captioner];
+    [&names[..], &["--scorer", judge, "--out", out, "--json"]].concat()
+}
+
 #[test]
 fn capfilt_writes_the_best_captions_and_goes_on() {
     let place = Place::new();
     let (captioner, judge, out) = (fixture("parity/opt"), fixture("parity/itm"), place.text("clean"));
-    let args = [
-        "data",
-        "capfilt",
-        &place.shard,
-        "--model",
-        &captioner,
-        "--scorer",
-        &judge,
-        "--out",
-        &out,
-        "--json",
+    let mut args = filter(&place.shard, &captioner, &judge, &out);
+    args.extend([
         "--synthetic",
         "3",
         "--keep",
@@ -27,7 +24,7 @@ fn capfilt_writes_the_best_captions_and_goes_on() {
         "5",
         "--seed",
         "1",
-    ];
+    ]);
     let report = ok(&args);
     assert_eq!(
         (&report["samples"], &report["skipped"], &report["shards"]),
@@ -73,22 +70,8 @@ fn capfilt_shares_out_its_shards_and_names_those_it_cannot_use() {
     std::fs::write(place.at("web-2.tar"), [7; 2000]).expect("write");
     let (captioner, judge, out) = (fixture("parity/opt"), fixture("parity/itm"), place.text("clean"));
     let shards = place.text("web-*.tar");
-    let filter = [
-        "data",
-        "capfilt",
-        &shards,
-        "--model",
-        &captioner,
-        "--scorer",
-        &judge,
-        "--out",
-        &out,
-        "--json",
-        "--synthetic",
-        "1",
-        "--max-new-tokens",
-        "3",
-    ];
+    let mut filter = filter(&shards, &captioner, &judge, &out);
+    filter.extend(["--synthetic", "1", "--max-new-tokens", "3"]);
     let launched = call(&[&["launch", "--nproc", "2", "--"], &filter[..]].concat());
     let stderr = String::from_utf8_lossy(&launched.stderr);
     assert_eq!(launched.status.code(), Some(2), "{stderr}");

@@ -2,7 +2,7 @@
 //! a step of 1/65534 of what the group spans (bf16 rounds a large value 128 times as coarsely), so that weights need no
 //! conversion to f32: 32 of them cost nine instructions of AVX2, and reading them is what decoding waits for.
 
-use super::{Bits, GROUP, Packed};
+use super::{Bits, GROUP, Packed, ROUND};
 use crate::gemm::Epilogue;
 use crate::level::per_level;
 use crate::simd::Simd;
@@ -72,10 +72,9 @@ fn round_body<const FMA: bool>(x: &[f32], out: &mut [Rounded]) {
     }
 }
 
-/// The nearest integer to a number of at most [`LARGEST`], from the bits of a sum.
+/// The nearest integer to a number of at most [`LARGEST`].
 #[inline(always)]
 fn nearest_i16(x: f32) -> i16 {
-    const ROUND: f32 = 12_582_912.0;
     (x + ROUND).to_bits() as i16
 }
 

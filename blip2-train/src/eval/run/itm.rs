@@ -23,7 +23,7 @@ use crate::eval::results::{self, Id, Prediction, Score};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ItmTask {
-    /// Pairs as the annotation file labels them; nothing is drawn.
+    /// Pairs as the data set labels them; nothing is drawn.
     #[serde(default)]
     pub labelled: bool,
     /// Captions of other pictures drawn for each caption.
