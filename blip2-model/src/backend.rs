@@ -184,6 +184,12 @@ pub trait SelectDevice: Kernels {
         })?;
         Ok(device)
     }
+
+    /// Sum of equal vectors `[n]` of several devices of this process by their maker's library, the same on all of them;
+    /// a thread of each device calls it. `None`: there is no such library, or this build does not reach it.
+    fn sum_across(_values: Tensor<Self, 1>, _devices: &[Self::Device]) -> Option<Tensor<Self, 1>> {
+        None
+    }
 }
 
 /// Runs `work`; if it panics, the first message of any thread meanwhile.
@@ -294,6 +300,13 @@ mod cuda {
     impl SelectDevice for Cuda {
         fn select_device(index: usize) -> Self::Device {
             burn::backend::cuda::CudaDevice::new(index)
+        }
+
+        #[cfg(not(feature = "fusion"))]
+        fn sum_across(values: Tensor<Self, 1>, devices: &[Self::Device]) -> Option<Tensor<Self, 1>> {
+            // the sum takes the place of the vector, which therefore nobody else may hold
+            let own = unwrap(values * 1.0);
+            Some(wrap(cube::sum_across(own, devices)))
         }
     }
 }

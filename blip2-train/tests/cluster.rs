@@ -1,5 +1,5 @@
-//! Several processes of the command on loopback: the same training as one process, a process that dies, and another
-//! number of processes after that.
+//! Several ranks of the command, as processes on loopback or on the devices of one process: the same training as by one;
+//! a process that dies, and another number of processes after that.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -46,12 +46,22 @@ fn bench(folder: &Path, stage: &str, more: &str) -> PathBuf {
     recipe
 }
 
-fn command(nproc: usize, recipe: &Path, run: &Path, sets: &[&str]) -> Command {
+#[derive(Clone, Copy, Debug)]
+enum Ranks {
+    One,
+    Processes(usize),
+    Devices(&'static str),
+}
+
+fn command(ranks: Ranks, recipe: &Path, run: &Path, sets: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blip2-train"));
-    if nproc > 1 {
-        command.args(["launch", "--nproc", &nproc.to_string(), "--"]);
+    if let Ranks::Processes(count) = ranks {
+        command.args(["launch", "--nproc", &count.to_string(), "--"]);
     }
     command.args(["train", &recipe.display().to_string(), "--backend", "flex"]);
+    if let Ranks::Devices(numbers) = ranks {
+        command.args(["--devices", numbers]);
+    }
     command.args(["--out", &run.display().to_string()]);
     for set in sets {
         command.args(["--set", set]);
@@ -61,8 +71,8 @@ fn command(nproc: usize, recipe: &Path, run: &Path, sets: &[&str]) -> Command {
 }
 
 /// Its standard output is the path of the export, from rank 0, and nothing else.
-fn train(nproc: usize, recipe: &Path, run: &Path, sets: &[&str]) -> Output {
-    let out = command(nproc, recipe, run, sets).output().unwrap();
+fn train(ranks: Ranks, recipe: &Path, run: &Path, sets: &[&str]) -> Output {
+    let out = command(ranks, recipe, run, sets).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let export = format!("{}\n", run.join("export").display());
     assert_eq!(String::from_utf8_lossy(&out.stdout), export);
@@ -78,18 +88,17 @@ fn tensors(run: &Path) -> Vec<(String, Vec<f32>)> {
         .collect()
 }
 
-/// Four steps with batch 4 in one process and batch 1 in four: every tensor within 1e-5. Adam turns a gradient that
-/// is zero but for rounding into a step of the full learning rate, so its epsilon is above that noise here.
-#[test]
-fn four_processes_train_as_one() {
+/// Four steps with batch 4 by one rank and batch 1 by four: every tensor within 1e-5. Adam turns a gradient that is zero
+/// but for rounding into a step of the full learning rate, so its epsilon is above that noise here.
+fn four_train_as_one(four: Ranks) {
     for stage in ["stage1", "stage2"] {
         let folder = tempfile::tempdir().unwrap();
         let recipe = bench(folder.path(), stage, "[optimizer]\neps = 1e-4");
-        let (one, four) = (folder.path().join("one"), folder.path().join("four"));
-        train(1, &recipe, &one, &["train.batch_size=4"]);
-        train(4, &recipe, &four, &["train.batch_size=1"]);
+        let runs = ["one", "four"].map(|run| folder.path().join(run));
+        train(Ranks::One, &recipe, &runs[0], &["train.batch_size=4"]);
+        train(four, &recipe, &runs[1], &["train.batch_size=1"]);
         let mut worst = 0f32;
-        for ((name, a), (_, b)) in tensors(&one).iter().zip(tensors(&four)) {
+        for ((name, a), (_, b)) in tensors(&runs[0]).iter().zip(tensors(&runs[1])) {
             for (a, b) in a.iter().zip(&b) {
                 worst = worst.max((a - b).abs());
                 assert!((a - b).abs() < 1e-5, "{stage} {name}: {a} and {b}");
@@ -97,6 +106,40 @@ fn four_processes_train_as_one() {
         }
         println!("{stage}: largest difference {worst:e}");
     }
+}
+
+#[test]
+fn four_processes_train_as_one() {
+    four_train_as_one(Ranks::Processes(4));
+}
+
+#[test]
+fn four_devices_train_as_one() {
+    four_train_as_one(Ranks::Devices("0,1,2,3"));
+}
+
+/// What cannot be asked for together is said before anything is loaded or written.
+#[test]
+fn devices_are_refused_where_they_cannot_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = bench(folder.path(), "stage2", "batch_size = 1");
+    let run = folder.path().join("run");
+    let refused = |edit: &dyn Fn(&mut Command)| {
+        let mut command = command(Ranks::Devices("0,1"), &recipe, &run, &[]);
+        edit(&mut command);
+        let out = command.output().unwrap();
+        assert_eq!(out.status.code(), Some(2));
+        assert!(!run.exists());
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let text = refused(&|command| {
+        command.arg("--nccl");
+    });
+    assert!(text.contains("leave --nccl out"), "{text}");
+    let text = refused(&|command| {
+        command.env("WORLD_SIZE", "2").env("RANK", "0");
+    });
+    assert!(text.contains("use one or the other"), "{text}");
 }
 
 /// One of three processes is killed: the launcher names it, the others stop by themselves, and two processes go on
@@ -108,7 +151,9 @@ fn a_dead_process_ends_the_run_and_another_number_goes_on() {
     let recipe = bench(folder.path(), "stage2", "batch_size = 1\ncheckpoint_every = 1");
     let run = folder.path().join("run");
     let endless = ["schedule.max_iters=100000"];
-    let mut child = command(3, &recipe, &run, &endless).spawn().unwrap();
+    let mut child = command(Ranks::Processes(3), &recipe, &run, &endless)
+        .spawn()
+        .unwrap();
     // read all along: a full pipe would stop the run
     let error = drained(child.stderr.take().unwrap());
     let output = drained(child.stdout.take().unwrap());
@@ -145,7 +190,13 @@ fn a_dead_process_ends_the_run_and_another_number_goes_on() {
         );
     }
     let last = newest(&run).unwrap();
-    let out = train(2, &recipe, &run, &[&format!("schedule.max_iters={}", last + 3)]);
+    let more = Ranks::Processes(2);
+    let out = train(
+        more,
+        &recipe,
+        &run,
+        &[&format!("schedule.max_iters={}", last + 3)],
+    );
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(text.contains(&format!("continues after step {last}")), "{text}");
     assert_eq!(newest(&run), Some(last + 3));

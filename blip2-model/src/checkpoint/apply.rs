@@ -100,9 +100,14 @@ impl<'a> Loader<'a> {
         Ok(self.report)
     }
 
-    /// Bytes for the parameter at `path`, in the dtype of the policy, or in f32 where the device `keeps` no such
-    /// numbers; `None` is recorded as a problem.
-    fn fetch(&mut self, path: &str, expected: &Shape, keeps: impl Fn(DType) -> bool) -> Option<TensorBytes> {
+    /// Name in the file and bytes for the parameter at `path`, in the dtype of the policy, or in f32 where the device
+    /// `keeps` no such numbers; `None` is recorded as a problem.
+    fn fetch(
+        &mut self,
+        path: &str,
+        expected: &Shape,
+        keeps: impl Fn(DType) -> bool,
+    ) -> Option<(String, TensorBytes)> {
         let original = self.keys.name(path).unwrap_or_else(|| path.to_string());
         let mut names = std::iter::once(original.clone()).chain(self.keys.alias_of(&original));
         let Some(info) = names.find_map(|name| self.source.info(&name)) else {
@@ -141,7 +146,7 @@ impl<'a> Loader<'a> {
                     .entry(kept.to_string())
                     .or_default() += tensor.num_elements();
                 *self.report.bytes.entry(part).or_default() += tensor.bytes().len();
-                Some(tensor)
+                Some((name, tensor))
             }
             Err(error) => {
                 self.failure.get_or_insert(error);
@@ -191,7 +196,7 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
         let device = param.lazy_device();
         let path = self.path.name();
         let keeps = |dtype| B::supports_dtype(&device, burn_dtype(dtype));
-        let Some(found) = self.loader.fetch(&path, &shape, keeps) else {
+        let Some((name, found)) = self.loader.fetch(&path, &shape, keeps) else {
             return param;
         };
         let dtype = burn_dtype(found.dtype());
@@ -205,6 +210,7 @@ impl<B: Kernels> ModuleMapper<B> for Mapper<'_, '_, B> {
         });
         if let (Some(bits), [rows, depth]) = (self.loader.policy.packing(&path, &shape), &shape[..]) {
             let packed = B::pack_weight(tensor.reshape([*rows, *depth]), bits);
+            self.loader.source.release(&name);
             self.loader
                 .report_packed(&path, stored_as, stored, bits, rows * depth);
             return Param::initialized(param.id, Tensor::from_primitive(packed.into_primitive()));

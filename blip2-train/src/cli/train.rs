@@ -12,6 +12,8 @@ use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use clap::{Args, ValueEnum};
 
 use super::share::device;
+use crate::distributed::linked::Linked;
+use crate::distributed::local;
 use crate::distributed::world::World;
 use crate::distributed::{Collective, Single};
 use crate::recipe::start::{self, Ended, Environment, Estimate};
@@ -38,6 +40,12 @@ pub struct TrainArgs {
     /// Device of the backend [default: LOCAL_RANK in a group of processes, else 0]
     #[arg(long)]
     pub device: Option<usize>,
+    /// Several devices of this machine, a rank on each, in this one process: 0,1,2,3
+    #[arg(long, value_delimiter = ',', conflicts_with = "device")]
+    pub devices: Vec<usize>,
+    /// With --devices, sums over them by NCCL instead of through main memory (CUDA)
+    #[arg(long, requires = "devices")]
+    pub nccl: bool,
     /// Print parameters, memory, steps and the time it would take after three timed steps; write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -69,6 +77,7 @@ const EXAMPLES: &str = "Examples:
   blip2-train train assets/recipes/pretrain_stage1.toml --dry-run
   blip2-train train recipe.toml --out runs/first --set train.batch_size=16 --set schedule.max_iters=1000
   blip2-train train recipe.toml --out runs/first          (again: goes on where it stopped)
+  blip2-train train recipe.toml --devices 0,1,2,3         (a rank on each; batch_size is that of one rank)
 
 The run folder holds recipe.toml, metrics.jsonl, tensorboard/, checkpoints/, and at the end report.html and
 export/, a complete model for `blip2 caption --model RUN/export`. Ctrl-C finishes the step, saves and exits.";
@@ -99,11 +108,15 @@ pub enum FileDtype {
 
 /// `train`
 pub(super) fn train(args: &TrainArgs) -> Result<()> {
-    let world = World::from_env()?;
-    let Some(world) = world else {
-        return train_as(args, None);
-    };
-    train_as(args, Some(&world)).with_context(|| format!("rank {}", world.rank))
+    match World::from_env()? {
+        Some(world) if !args.devices.is_empty() => bail!(
+            "--devices starts all ranks in one process, but a launcher started {} already; use one or the other",
+            world.size
+        ),
+        Some(world) => train_as(args, Some(&world)).with_context(|| format!("rank {}", world.rank)),
+        None if args.devices.is_empty() => train_as(args, None),
+        None => train_on(args, &args.devices),
+    }
 }
 
 /// What a dry run of a recipe finds, in one process.
@@ -133,19 +146,57 @@ fn train_as(args: &TrainArgs, world: Option<&World>) -> Result<()> {
     let ended = with_backend!(kind, B => {
         let device = B::open_device(device(args.device)?)?;
         let collective = join::<B>(world)?;
-        let env = Environment {
-            folder: args.out.clone().unwrap_or_else(|| Path::new("runs").join(recipe.title())),
-            collective: collective.as_ref(),
-            interrupt: if args.dry_run { Interrupt::new() } else { Interrupt::on_signals()? },
-            dry_run: args.dry_run,
-            show: args.show()?,
-        };
+        let env = environment(args, &recipe, collective.as_ref(), interrupt(args)?)?;
         dispatch::<B>(&recipe, &env, &device)?
     });
     match world {
         Some(world) if world.rank > 0 => Ok(()),
         _ => report(args, &ended),
     }
+}
+
+/// As one process with a rank on each of several devices.
+fn train_on(args: &TrainArgs, numbers: &[usize]) -> Result<()> {
+    let recipe = Recipe::open(&args.recipe, &args.set)?;
+    let kind = BackendKind::choose(args.backend.as_deref())?;
+    let interrupt = interrupt(args)?;
+    let ended = with_backend!(kind, B => local::try_run(numbers.len(), |me| {
+        let number = numbers[Collective::<B>::rank(me)];
+        let rank = || -> Result<Ended> {
+            let device = B::open_device(number)?;
+            let linked = args.nccl.then(|| Linked::<B>::new(me, numbers)).transpose()?;
+            let collective = linked.as_ref().map_or(me as &dyn Collective<B>, |linked| linked);
+            let env = environment(args, &recipe, collective, interrupt.clone())?;
+            dispatch::<B>(&recipe, &env, &device)
+        };
+        rank().with_context(|| format!("device {number}"))
+    }))?;
+    report(args, &ended[0])
+}
+
+fn interrupt(args: &TrainArgs) -> Result<Interrupt> {
+    Ok(match args.dry_run {
+        true => Interrupt::new(),
+        false => Interrupt::on_signals()?,
+    })
+}
+
+fn environment<'a, B: Kernels>(
+    args: &TrainArgs,
+    recipe: &Recipe,
+    collective: &'a dyn Collective<B>,
+    interrupt: Interrupt,
+) -> Result<Environment<'a, B>> {
+    Ok(Environment {
+        folder: args
+            .out
+            .clone()
+            .unwrap_or_else(|| Path::new("runs").join(recipe.title())),
+        collective,
+        interrupt,
+        dry_run: args.dry_run,
+        show: args.show()?,
+    })
 }
 
 #[cfg(feature = "cluster")]

@@ -1,7 +1,7 @@
-//! Processes played by threads of one process: sums in rank order, so results repeat to the bit. Used
-//! to test everything that depends on the world size.
+//! Ranks as threads of one process, each with a device of its own: sums in rank order through host memory, so results
+//! repeat to the bit. A rank that leaves makes the others stop instead of waiting for it.
 
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -12,8 +12,40 @@ use super::{Collective, CollectiveError, host};
 pub struct Local {
     rank: usize,
     world: usize,
-    slots: Arc<Mutex<Vec<Vec<f32>>>>,
-    barrier: Arc<Barrier>,
+    meeting: Arc<Meeting>,
+}
+
+/// Where the ranks meet.
+#[derive(Debug, Default)]
+struct Meeting {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arrived: usize,
+    /// Meetings that are over.
+    round: u64,
+    /// The rank that left first, whether it was done or failed.
+    left: Option<usize>,
+    slots: Vec<Arc<Vec<f32>>>,
+}
+
+impl Meeting {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Marks its rank as gone, also when the thread panics.
+struct Leaving<'a>(&'a Local);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.meeting.state().left.get_or_insert(self.0.rank);
+        self.0.meeting.changed.notify_all();
+    }
 }
 
 /// Runs `f` on `world` threads, one per rank, and returns the results in rank order.
@@ -21,19 +53,44 @@ pub struct Local {
 /// # Panics
 /// If one of the threads panics.
 pub fn run<R: Send>(world: usize, f: impl Fn(&Local) -> R + Sync) -> Vec<R> {
-    let slots = Arc::new(Mutex::new(vec![Vec::new(); world]));
-    let barrier = Arc::new(Barrier::new(world));
+    let meeting = Arc::new(Meeting::default());
+    meeting.state().slots = vec![Arc::default(); world];
+    run_at(&meeting, world, f)
+}
+
+/// As [`run`], with the results of all ranks or the error of the one that failed first.
+///
+/// # Errors
+/// Those of `f`.
+///
+/// # Panics
+/// If one of the threads panics.
+pub fn try_run<R: Send, E: Send>(
+    world: usize,
+    f: impl Fn(&Local) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let meeting = Arc::new(Meeting::default());
+    meeting.state().slots = vec![Arc::default(); world];
+    let mut results = run_at(&meeting, world, f);
+    // the others fail because that one is gone
+    let first = meeting.state().left.unwrap_or(0);
+    if results[first].is_err() {
+        results.swap(0, first);
+    }
+    results.into_iter().collect()
+}
+
+fn run_at<R: Send>(meeting: &Arc<Meeting>, world: usize, f: impl Fn(&Local) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
         let handles: Vec<_> = (0..world)
             .map(|rank| {
-                let local = Local {
-                    rank,
-                    world,
-                    slots: slots.clone(),
-                    barrier: barrier.clone(),
-                };
+                let meeting = meeting.clone();
+                let local = Local { rank, world, meeting };
                 let f = &f;
-                scope.spawn(move || f(&local))
+                scope.spawn(move || {
+                    let _leaving = Leaving(&local);
+                    f(&local)
+                })
             })
             .collect();
         handles
@@ -41,6 +98,31 @@ pub fn run<R: Send>(world: usize, f: impl Fn(&Local) -> R + Sync) -> Vec<R> {
             .map(|handle| handle.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
             .collect()
     })
+}
+
+impl Local {
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// [`CollectiveError::PeerLost`] when one of them is gone.
+    pub fn meet(&self) -> Result<(), CollectiveError> {
+        let mut state = self.meeting.state();
+        let round = state.round;
+        state.arrived += 1;
+        if state.arrived == self.world {
+            state.arrived = 0;
+            state.round += 1;
+            self.meeting.changed.notify_all();
+        }
+        while state.round == round {
+            if let Some(rank) = state.left {
+                return Err(CollectiveError::PeerLost { rank });
+            }
+            let waited = self.meeting.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
 }
 
 impl<B: Backend> Collective<B> for Local {
@@ -54,19 +136,44 @@ impl<B: Backend> Collective<B> for Local {
 
     fn all_reduce_sum(&self, values: Tensor<B, 1>) -> Result<Tensor<B, 1>, CollectiveError> {
         let device = values.device();
-        let slots = || self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = host(values);
-        slots()[self.rank] = mine;
-        self.barrier.wait();
-        let sum = {
-            let slots = slots();
-            let mut sum = vec![0f32; slots[self.rank].len()];
-            for slot in slots.iter() {
-                sum.iter_mut().zip(slot).for_each(|(s, v)| *s += v);
-            }
-            sum
-        };
-        self.barrier.wait(); // nobody overwrites a slot before all have read
+        let mine = Arc::new(host(values));
+        self.meeting.state().slots[self.rank] = mine.clone();
+        self.meet()?;
+        let slots = self.meeting.state().slots.clone();
+        self.meet()?; // nobody replaces a slot before all have taken theirs
+        let mut sum = vec![0f32; mine.len()];
+        for slot in slots {
+            sum.iter_mut().zip(slot.iter()).for_each(|(s, v)| *s += v);
+        }
         Ok(Tensor::from_data(sum.as_slice(), &device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blip2_model::backend::Flex;
+
+    #[test]
+    fn a_rank_that_fails_ends_the_others_and_is_the_one_that_is_reported() {
+        let sum = |me: &Local| {
+            let one = Tensor::<Flex, 1>::from_data([1.0], &Default::default());
+            me.all_reduce_sum(one).map(|sum| host(sum)[0])
+        };
+        let result = try_run(3, |me| {
+            let first = sum(me).map_err(|e| e.to_string())?;
+            assert_eq!(first, 3.0);
+            if me.rank == 1 {
+                return Err("the disk of rank 1 is full".to_owned());
+            }
+            sum(me).map_err(|e| {
+                assert!(matches!(e, CollectiveError::PeerLost { rank: 1 }), "{e}");
+                e.to_string()
+            })
+        });
+        assert_eq!(result, Err("the disk of rank 1 is full".to_owned()));
+        // one that is done before the others is no loss
+        let result = try_run(3, |me| sum(me).map(|sum| (me.rank, sum)));
+        assert_eq!(result.unwrap(), [(0, 3.0), (1, 3.0), (2, 3.0)]);
     }
 }

@@ -1,10 +1,12 @@
-//! What training asks of other processes, behind one trait: [`Single`] for one process; several
-//! processes need nothing but a sum over equal vectors, everything else is built on it.
+//! What training asks of other ranks, behind one trait: [`Single`] for one process, [`local`] and [`linked`] for several
+//! devices of one process, `cluster` for several processes. They need nothing but a sum over equal vectors; everything
+//! else is built on it.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 #[cfg(feature = "cluster")]
 pub mod cluster;
+pub mod linked;
 pub mod local;
 pub mod world;
 
@@ -29,6 +31,27 @@ pub enum CollectiveError {
     PeerLost {
         /// That process.
         rank: usize,
+    },
+    /// The devices of this backend have no library for sums over them.
+    #[error(
+        "the devices of this backend are not linked by a library; leave --nccl out, sums then go through main memory"
+    )]
+    NoLibrary,
+    /// Two ranks would share a device.
+    #[error("device {number} is given twice; with --nccl every rank needs a device of its own")]
+    DeviceTwice {
+        /// Number of that device.
+        number: usize,
+    },
+    /// A sum that is known came out wrong.
+    #[error(
+        "the library that links the devices gave {got} for a sum of {want}; leave --nccl out, sums then go through main memory"
+    )]
+    WrongSum {
+        /// What came out.
+        got: f32,
+        /// The sum of all ranks, counted from one.
+        want: f32,
     },
     /// The transport reported an error.
     #[error("rank {rank}: {operation} failed")]

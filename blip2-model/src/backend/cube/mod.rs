@@ -1,6 +1,8 @@
 //! Kernels of the backends that burn compiles through CubeCL (CUDA, ROCm, WebGPU): what a chain of burn's operations
 //! would start many times, and read and write memory for as often, is one launch here.
 
+#[cfg(feature = "cuda")]
+mod across;
 mod attention;
 mod launch;
 mod linear;
@@ -8,6 +10,9 @@ mod rows;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+#[cfg(feature = "cuda")]
+pub(super) use across::sum_across;
 
 use super::{unwrap, wrap};
 use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops, linear_by_matmul};
