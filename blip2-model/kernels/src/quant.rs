@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::gemm::{self, Element, Epilogue, Mat};
 use crate::level::{Level, per_level};
+use crate::simd::{Portable, Simd};
 
 /// Weights that share a scale.
 pub const GROUP: usize = 32;
@@ -135,9 +136,6 @@ pub fn pack<T: Element>(bits: Bits, weights: &[T], [rows, depth]: [usize; 2]) ->
 per_level! {
     fn pack_groups(bits: Bits, weights: &[f32], data: &mut [u8], scales: &mut [f32]) = pack_body;
 }
-per_level! {
-    fn unpack_row(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) = unpack_body;
-}
 
 #[inline(always)]
 fn pack_body<const FMA: bool>(bits: Bits, weights: &[f32], data: &mut [u8], scales: &mut [f32]) {
@@ -209,24 +207,64 @@ fn rounded_four(x: f32) -> f32 {
     nearest(x.clamp(-8.0, 7.0))
 }
 
+/// Packed bytes of whole groups to f32, in vectors by hand: of these loops compilers make gathers and scatters over many
+/// groups.
+fn unpack_row(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
+    assert!(data.len() == scales.len() * bits.group_bytes() && out.len() == scales.len() * GROUP);
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::simd::{Avx2, Avx512};
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn avx512(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
+            // SAFETY: the caller's
+            unsafe { unpack_groups::<Avx512>(bits, data, scales, out) }
+        }
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn avx2(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
+            // SAFETY: the caller's
+            unsafe { unpack_groups::<Avx2>(bits, data, scales, out) }
+        }
+        let level = Level::detect();
+        if level >= Level::Avx512 {
+            // SAFETY: detected
+            return unsafe { avx512(bits, data, scales, out) };
+        }
+        if level >= Level::Avx2 {
+            // SAFETY: detected
+            return unsafe { avx2(bits, data, scales, out) };
+        }
+    }
+    // SAFETY: needs no instructions
+    unsafe { unpack_groups::<Portable>(bits, data, scales, out) }
+}
+
+/// # Safety
+/// The processor has the instructions of `S`.
 #[inline(always)]
-fn unpack_body<const FMA: bool>(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
-    let groups = data
-        .chunks_exact(bits.group_bytes())
-        .zip(out.chunks_exact_mut(GROUP));
-    for ((data, out), &scale) in groups.zip(scales) {
-        match bits {
+unsafe fn unpack_groups<S: Simd>(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
+    let groups = data.chunks_exact(bits.group_bytes()).zip(scales);
+    for ((data, &scale), out) in groups.zip(out.as_chunks_mut::<GROUP>().0) {
+        let mut bytes = [0u8; GROUP];
+        let offset = match bits {
             Bits::Eight => {
-                for (out, &d) in out.iter_mut().zip(data) {
-                    *out = f32::from(d as i8) * scale;
-                }
+                bytes.copy_from_slice(data);
+                0.0
             }
             Bits::Four => {
-                let (low, high) = out.split_at_mut(GROUP / 2);
+                let (low, high) = bytes.split_at_mut(GROUP / 2);
                 for ((low, high), &d) in low.iter_mut().zip(high).zip(data) {
-                    *low = (f32::from(d & 15) - 8.0) * scale;
-                    *high = (f32::from(d >> 4) - 8.0) * scale;
+                    (*low, *high) = (d & 15, d >> 4);
                 }
+                8.0
+            }
+        };
+        for i in (0..GROUP).step_by(S::LANES) {
+            // SAFETY: the caller's; a group is a multiple of every vector
+            unsafe {
+                let wide = S::load_i8(bytes.as_ptr().add(i).cast());
+                // the offset times the scale is exact: 8 is a power of two
+                let scaled = S::fma(wide, S::splat(scale), S::splat(-offset * scale));
+                S::store(out.as_mut_ptr().add(i), scaled);
             }
         }
     }

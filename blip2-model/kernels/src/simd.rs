@@ -26,6 +26,8 @@ pub(crate) trait Simd {
     unsafe fn load_bf16(x: *const u16) -> Self::V;
     /// f16 values, widened.
     unsafe fn load_f16(x: *const u16) -> Self::V;
+    /// Signed bytes, widened.
+    unsafe fn load_i8(x: *const i8) -> Self::V;
     /// Products of 32 signed bytes with 32 numbers of 16 bits, summed over the lanes that the result is spread over.
     unsafe fn dot_i8(w: *const i8, x: *const i16) -> Self::V;
     /// The same for the low and then the high halves of 16 bytes, numbers 0 to 15; `less` is taken off the sum.
@@ -92,6 +94,11 @@ impl Simd for Portable {
         // SAFETY: the caller's
         let x = unsafe { x.cast::<[u16; 8]>().read_unaligned() };
         x.map(|x| half::f16::from_bits(x).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(x: *const i8) -> Self::V {
+        // SAFETY: the caller's
+        unsafe { x.cast::<[i8; 8]>().read() }.map(f32::from)
     }
     #[inline(always)]
     unsafe fn dot_i8(w: *const i8, x: *const i16) -> Self::V {
@@ -215,6 +222,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(x: *const u16) -> __m256 {
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(x: *const i8) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.cast()))) }
         }
         #[inline(always)]
         unsafe fn dot_i8(w: *const i8, x: *const i16) -> __m256 {
@@ -356,6 +367,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(x: *const u16) -> __m512 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(x: *const i8) -> __m512 {
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()))) }
         }
         #[inline(always)]
         unsafe fn dot_i8(w: *const i8, x: *const i16) -> __m512 {

@@ -95,9 +95,40 @@ pub(crate) fn round(a: Mat<'_, f32>) -> Vec<bf16> {
     out
 }
 
+/// `out = x`, rounded to nearest even; where the processor multiplies bf16, which it does without denormals, they may
+/// be zero already.
+pub(crate) fn round_row(x: &[f32], out: &mut [bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    if Level::detect() >= Level::Avx512Bf16 {
+        // SAFETY: detected
+        return unsafe { round_by_instruction(x, out) };
+    }
+    round_by_bits(x, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn round_by_instruction(x: &[f32], out: &mut [bf16]) {
+    use std::arch::x86_64::*;
+    const STEP: usize = 32;
+    assert_eq!(x.len(), out.len(), "a row and its rounded values");
+    let ((x, x_rest), (out, out_rest)) = (x.as_chunks::<STEP>(), out.as_chunks_mut::<STEP>());
+    for (x, out) in x.iter().zip(out) {
+        // SAFETY: 32 values of each; bf16 is a transparent u16
+        unsafe {
+            let [low, high] = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
+            let pairs = _mm512_cvtne2ps_pbh(high, low);
+            _mm512_storeu_si512(
+                out.as_mut_ptr().cast(),
+                std::mem::transmute::<__m512bh, __m512i>(pairs),
+            );
+        }
+    }
+    round_body::<true>(x_rest, out_rest);
+}
+
 per_level! {
-    /// `out = x`, rounded to nearest even.
-    pub(crate) fn round_row(x: &[f32], out: &mut [bf16]) = round_body;
+    fn round_by_bits(x: &[f32], out: &mut [bf16]) = round_body;
 }
 
 #[inline(always)]

@@ -320,3 +320,37 @@ fn empty_sides() {
     let y = matmul(Mat::new(&none, 2, 0), Mat::new(&none, 0, 2), epilogue);
     assert_eq!(y, [1.0, 2.0, 1.0, 2.0]);
 }
+
+#[test]
+fn rounding_is_to_nearest_even_and_keeps_what_is_not_finite() {
+    let mut x: Vec<f32> = (0..1000u32)
+        .map(|i| {
+            f32::from_bits(0x3f80_0000 + i * 0x1234_5 % 0x0100_0000) * if i % 3 == 0 { -1.0 } else { 1.0 }
+        })
+        .collect();
+    // halfway between two, of which the even one counts; too large; not numbers
+    x.extend(
+        [
+            0x3f80_8000,
+            0x3f81_8000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0xff80_0000,
+            0x7f80_0001,
+        ]
+        .map(f32::from_bits),
+    );
+    x.extend([0.0, -0.0]);
+    for n in [x.len(), 31, 32, 33, 0] {
+        let x = &x[x.len() - n..];
+        let mut out = vec![bf16::ZERO; n];
+        round_row(x, &mut out);
+        for (x, out) in x.iter().zip(&out) {
+            let want = bf16::from_f32(*x);
+            assert!(
+                out.to_bits() == want.to_bits() || out.is_nan() && want.is_nan(),
+                "{x}: {out} not {want}"
+            );
+        }
+    }
+}
