@@ -123,7 +123,7 @@ fn main() {
         let half: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
         let packed = [Bits::Eight, Bits::Four].map(|bits| (bits, quant::pack(bits, &w, [n, k])));
         for (bits, (data, scales)) in &packed {
-            for m in [1, 5, 16] {
+            for m in [1, 5, 16, 40] {
                 let bytes = data.len() + 4 * scales.len();
                 time(
                     &format!("{bits:?} bits {m} x {k} x {n}"),

@@ -270,12 +270,13 @@ unsafe fn unpack_groups<S: Simd>(bits: Bits, data: &[u8], scales: &[f32], out: &
     }
 }
 
-/// Rows of `x` up to which weights are not unpacked: products of bf16 win sooner than those of f32.
+/// Rows of `x` up to which weights are not unpacked: products of bf16 win sooner than those of f32, and those of tiles
+/// sooner still.
 fn few_rows() -> usize {
-    if Level::detect() >= Level::Avx512Bf16 {
-        16
-    } else {
-        32
+    match Level::detect() {
+        Level::Amx => 8,
+        Level::Avx512Bf16 => 16,
+        _ => 32,
     }
 }
 

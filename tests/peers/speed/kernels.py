@@ -4,7 +4,8 @@
     python kernels.py [--rounds 5] [--binary target/release/examples/kernels]
 
 needs torch (requirements.txt). Processor time does not count other processes, but they still share caches and
-memory; read ratios, not milliseconds. Writes ../results/kernels.md and kernels.svg.
+memory; read ratios, not milliseconds. Writes ../results/kernels-KIND.md and .svg, where KIND is
+that of the processor, as run.py does.
 """
 
 import argparse
@@ -60,10 +61,10 @@ def tasks():
     for m, k, n in [(257, 1024, 4096), (257, 4096, 1024), (257, 1024, 1024), (32, 768, 768), (64, 1024, 4096)]:
         linear(m, k, n, f32, f"f32 {m} x {k} x {n}, W^T, bias, gelu", True)
         linear(m, k, n, half, f"bf16 {m} x {k} x {n}, W^T, bias, gelu", True)
-    for m in (1, 2, 5, 8, 16, 32):
+    for m in (1, 2, 5, 8, 16, 32, 40):
         linear(m, 2560, 10240, f32, f"f32 {m} x 2560 x 10240", False)
         linear(m, 2560, 10240, half, f"bf16 {m} x 2560 x 10240", False)
-        if m in (1, 5, 16):  # torch has no weight-only kernels on the CPU: against bf16
+        if m in (1, 5, 16, 40):  # torch has no weight-only kernels on the CPU: against bf16
             for bits in ("Eight", "Four"):
                 all_[f"{bits} bits {m} x 2560 x 10240"] = all_[f"bf16 {m} x 2560 x 10240"]
     for heads, t, s, d in [(16, 257, 257, 64), (16, 257, 257, 88), (12, 32, 257, 64), (32, 1, 64, 80)]:
@@ -109,8 +110,9 @@ def main():
         f"| {r['task']} | {r['ours_ms']:.3f} | {r['theirs_ms']:.3f} | {r['theirs_ms'] / r['ours_ms']:.2f} |" for r in rows
     ]
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "kernels.md").write_text("\n".join(lines) + "\n")
-    (args.results / "kernels.svg").write_text(run.svg([{"title": "one thread", "rows": rows}]))
+    stem = f"kernels-{run.kind()}"
+    (args.results / f"{stem}.md").write_text("\n".join(lines) + "\n")
+    (args.results / f"{stem}.svg").write_text(run.svg([{"title": "one thread", "rows": rows}]))
     print("\n".join(lines))
 
 

@@ -188,12 +188,16 @@ def kept(args):
     return [result for result in record["results"] if same and args.case not in result["title"]]
 
 
-def stem(args):
-    """Name of the files of results."""
+def kind():
+    """What results are named after: the kind of this processor."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    kind = next((kind for flag, kind in KINDS.items() if flag in flags), platform.machine())
-    return "-".join(["speed", args.device if args.device != "cpu" else kind] + ["full"] * (args.layers == 0))
+    return next((kind for flag, kind in KINDS.items() if flag in flags), platform.machine())
+
+
+def stem(args):
+    """Name of the files of results."""
+    return "-".join(["speed", args.device if args.device != "cpu" else kind()] + ["full"] * (args.layers == 0))
 
 
 def ratio(row):
