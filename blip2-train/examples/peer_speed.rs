@@ -57,12 +57,20 @@ fn noise(n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn pixels<B: Kernels>(batch: usize, device: &B::Device) -> Tensor<B, 4> {
-    let shape = [batch, 3, 224, 224];
+fn pixels<B: Kernels>(batch: usize, config: &Blip2Config, device: &B::Device) -> Tensor<B, 4> {
+    let side = config.vision_config.image_size();
+    let shape = [batch, 3, side, side];
     Tensor::from_data(
-        TensorData::new(noise(batch * 3 * 224 * 224), shape),
+        TensorData::new(noise(shape.iter().product()), shape),
         (device, DType::F32),
     )
+}
+
+/// Shape `[B, N, C]` of what the encoder makes of pictures.
+fn tokens(batch: usize, config: &Blip2Config) -> [usize; 3] {
+    let vision = &config.vision_config;
+    let grid = vision.image_size() / vision.patch_size();
+    [batch, grid * grid + 1, vision.hidden_size()]
 }
 
 /// `[soft tokens ; text ids]`
@@ -100,18 +108,21 @@ impl<B: Kernels> Worker<B> {
         match task {
             "vision" => {
                 let vision = model.vision.as_ref().ok_or_else(|| anyhow!("no encoder"))?;
-                let _ = vision.forward(as_dtype(pixels(batch, &device), vision.compute_dtype()), &ctx);
+                let _ = vision.forward(
+                    as_dtype(pixels(batch, &model.config, &device), vision.compute_dtype()),
+                    &ctx,
+                );
             }
             "qformer" => {
-                let width = model.config.vision_config.hidden_size();
-                let data = TensorData::new(noise(batch * 257 * width), [batch, 257, width]);
+                let shape = tokens(batch, &model.config);
+                let data = TensorData::new(noise(shape.iter().product()), shape);
                 let features = model.image_features(Tensor::from_data(data, &device), &ctx);
                 let _ = model.soft_tokens(&features, &ctx)?;
             }
             "generate" => {
                 let language = model.language()?;
-                let (width, rows) = (language.embed_size(), batch * 32);
-                let soft = TensorData::new(noise(rows * width), [batch, 32, width]);
+                let shape = [batch, model.config.num_query_tokens, language.embed_size()];
+                let soft = TensorData::new(noise(shape.iter().product()), shape);
                 let prompt = prompt(model, Tensor::from_data(soft, &device), &TEXT)?;
                 let options = GenerateOptions {
                     max_new_tokens: tokens,
@@ -162,9 +173,9 @@ impl<B: Kernels> Worker<B> {
         }
         let model = self.learner.as_ref().context("just made")?;
         let ctx = Context::eval();
-        let features = model.encode_images(pixels::<Autodiff<B>>(batch, &device), &ctx)?;
+        let features = model.encode_images(pixels::<Autodiff<B>>(batch, &model.config, &device), &ctx)?;
         let soft = model.soft_tokens(&features, &ctx)?;
-        let mask = PadMask::ones(batch, 32);
+        let mask = PadMask::ones(batch, model.config.num_query_tokens);
         let ids = vec![TEXT.to_vec(); batch];
         let text = PadMask::ones(batch, TEXT.len());
         let prompt = Prompt { embeds: soft, mask };
@@ -178,22 +189,24 @@ impl<B: Kernels> Worker<B> {
 }
 
 impl<B: Kernels> Worker<B> {
-    /// Stage 1 from stored features of ViT-g: the trainer's own step, without the optimizer.
+    /// Stage 1 from stored features, in the sizes of the checkpoint: the trainer's own step, without the optimizer.
     fn pretrain(&mut self, batch: usize) -> Result<()> {
         let device = self.session.model.device.clone();
+        let config = &self.session.model.config;
         let qformer = QFormerConfig {
-            vocab_size: 30523,
-            encoder_hidden_size: 1408,
             hidden_dropout_prob: 0.0,
             attention_probs_dropout_prob: 0.0,
-            ..QFormerConfig::default()
+            ..config.qformer_config.clone()
         };
+        let dec_token = qformer.vocab_size as i64 - 1;
+        let (queries, shared) = (config.num_query_tokens, config.image_text_hidden_size);
         let bridge = self.stage1.get_or_insert_with(|| {
-            let bridge = BridgeConfig::stage1(qformer, 32, 1e-5, 256).init::<Autodiff<B>>(&device);
+            let bridge = BridgeConfig::stage1(qformer, queries, 1e-5, shared).init::<Autodiff<B>>(&device);
             initialise(bridge, 1, bridge_rule)
         });
         let ids: Vec<i64> = [101].into_iter().chain(2000..2014).chain([102]).collect();
-        let features = TensorData::new(noise(batch * 257 * 1408), [batch, 257, 1408]);
+        let shape = tokens(batch, config);
+        let features = TensorData::new(noise(shape.iter().product()), shape);
         let pairs = PairBatch {
             keys: (0..batch).map(|i| i.to_string()).collect(),
             images: Images::Features(features),
@@ -213,8 +226,11 @@ impl<B: Kernels> Worker<B> {
             num_hidden_layers: 0,
             ..EvaVitConfig::default()
         });
-        let stage = Stage1::new(encoder.init(&device), Stage1Config::default(), device.clone())
-            .with_negatives(negatives);
+        let options = Stage1Config {
+            dec_token,
+            ..Stage1Config::default()
+        };
+        let stage = Stage1::new(encoder.init(&device), options, device.clone()).with_negatives(negatives);
         let step = StepContext::<Autodiff<B>> {
             seed: 1,
             step: 0,

@@ -1,7 +1,6 @@
 //! Activation functions over slices, forward and derivative, in parallel.
 
-use rayon::prelude::*;
-
+use crate::copy::changed;
 use crate::level::per_level;
 use crate::math::{erf, exp_nonpositive, sigmoid, sigmoid_and_slope};
 
@@ -27,9 +26,7 @@ const CHUNK: usize = 1 << 14;
 
 /// `act(x)`
 pub fn forward(act: Act, x: &[f32]) -> Vec<f32> {
-    let mut y = x.to_vec();
-    y.par_chunks_mut(CHUNK).for_each(|y| apply(act, y));
-    y
+    changed(x, CHUNK, |_, y| apply(act, y)).0
 }
 
 /// `act'(x) * grad`
@@ -42,11 +39,11 @@ pub fn backward(act: Act, x: &[f32], grad: &[f32]) -> Vec<f32> {
         grad.len(),
         "an activation and its gradient differ in length"
     );
-    let mut out = grad.to_vec();
-    out.par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK))
-        .for_each(|(grad, x)| scale_by_derivative(act, x, grad));
-    out
+    let piece = |i: usize, grad: &mut [f32]| {
+        let x = &x[i * CHUNK..][..grad.len()];
+        scale_by_derivative(act, x, grad);
+    };
+    changed(grad, CHUNK, piece).0
 }
 
 per_level! {

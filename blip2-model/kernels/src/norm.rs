@@ -1,7 +1,6 @@
 //! Layer norm and RMS norm over rows, forward and backward, in parallel.
 
-use rayon::prelude::*;
-
+use crate::copy::changed;
 use crate::level::per_level;
 
 /// Gradients of [`layer_norm`].
@@ -40,14 +39,12 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 }
 
 fn for_rows(x: &[f32], width: usize, f: impl Fn(&mut [f32]) + Sync) -> Vec<f32> {
-    let mut y = x.to_vec();
-    if y.is_empty() {
-        return y;
+    if x.is_empty() {
+        return Vec::new();
     }
     assert_eq!(x.len() % width, 0, "rows of a norm");
-    y.par_chunks_mut(width * rows_per_task(width))
-        .for_each(|rows| rows.chunks_exact_mut(width).for_each(&f));
-    y
+    let piece = |_, rows: &mut [f32]| rows.chunks_exact_mut(width).for_each(&f);
+    changed(x, width * rows_per_task(width), piece).0
 }
 
 /// Gradients of [`layer_norm`] from `x` and the gradient of the result, both `[rows, width]`.
@@ -67,20 +64,17 @@ pub fn layer_norm_backward(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) ->
         };
     }
     assert_eq!(x.len() % width, 0, "rows of a norm");
-    let mut dx = grad.to_vec();
     let chunk = width * rows_per_task(width);
-    // collected in order, so that the sum does not depend on which thread was faster
-    let sums: Vec<_> = dx
-        .par_chunks_mut(chunk)
-        .zip(x.par_chunks(chunk))
-        .map(|(dx, x)| {
-            let (mut dw, mut db) = zero();
-            for (dx, x) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                layer_norm_row_backward(x, weight, dx, &mut dw, &mut db, eps);
-            }
-            (dw, db)
-        })
-        .collect();
+    let piece = |i: usize, dx: &mut [f32]| {
+        let (mut dw, mut db) = zero();
+        let x = x[i * chunk..].chunks_exact(width);
+        for (dx, x) in dx.chunks_exact_mut(width).zip(x) {
+            layer_norm_row_backward(x, weight, dx, &mut dw, &mut db, eps);
+        }
+        (dw, db)
+    };
+    // in order, so that the sum does not depend on which thread was faster
+    let (dx, sums) = changed(grad, chunk, piece);
     let (mut dw, mut db) = zero();
     for (w, b) in &sums {
         add(&mut dw, w);
@@ -100,23 +94,20 @@ pub fn layer_norm_backward(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) ->
 pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
     let width = weight.len();
     assert_eq!(x.len(), grad.len(), "a norm and its gradient");
-    let mut dx = grad.to_vec();
     let mut dw = vec![0f32; width];
     if x.is_empty() {
-        return (dx, dw);
+        return (Vec::new(), dw);
     }
     let chunk = width * rows_per_task(width);
-    let sums: Vec<_> = dx
-        .par_chunks_mut(chunk)
-        .zip(x.par_chunks(chunk))
-        .map(|(dx, x)| {
-            let mut dw = vec![0f32; width];
-            for (dx, x) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                rms_norm_row_backward(x, weight, dx, &mut dw, eps);
-            }
-            dw
-        })
-        .collect();
+    let piece = |i: usize, dx: &mut [f32]| {
+        let mut dw = vec![0f32; width];
+        let x = x[i * chunk..].chunks_exact(width);
+        for (dx, x) in dx.chunks_exact_mut(width).zip(x) {
+            rms_norm_row_backward(x, weight, dx, &mut dw, eps);
+        }
+        dw
+    };
+    let (dx, sums) = changed(grad, chunk, piece);
     for w in &sums {
         add(&mut dw, w);
     }

@@ -48,6 +48,15 @@ class Worker:
         model = Blip2ForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
         return model.eval().to(DEVICE)
 
+    def pixels(self, batch):
+        side = self.model.config.vision_config.image_size
+        return noise(batch, 3, side, side).to(self.dtype)
+
+    def tokens(self, batch):
+        """Shape of what the encoder makes of pictures."""
+        vision = self.model.config.vision_config
+        return batch, (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size
+
     @property
     def language(self):
         return self.model.language_model
@@ -76,12 +85,12 @@ class Worker:
             return self.pretrain(batch)
         with torch.inference_mode():
             if task == "vision":
-                self.model.vision_model(noise(batch, 3, 224, 224).to(self.dtype))
+                self.model.vision_model(self.pixels(batch))
             elif task == "qformer":
-                self.soft(noise(batch, 257, self.model.config.vision_config.hidden_size))
+                self.soft(noise(*self.tokens(batch)))
             elif task == "generate":
                 words = self.language.get_input_embeddings()(torch.tensor([TEXT] * batch))
-                soft = noise(batch, 32, words.shape[-1]).to(words.dtype)
+                soft = noise(batch, self.model.config.num_query_tokens, words.shape[-1]).to(words.dtype)
                 self.generate(torch.cat([soft, words], 1), tokens, beams)
             elif task == "caption":
                 picture = Image.open(image).convert("RGB")
@@ -97,17 +106,21 @@ class Worker:
                 raise ValueError(task)
 
     def pretrain(self, batch):
-        """Stage 1 from stored features of ViT-g: contrast, matching, generation, gradients of all that trains."""
+        """Stage 1 from stored features: contrast, matching, generation, gradients of all that trains."""
+        config, qformer = self.model.config, self.model.config.qformer_config
         if self.stage1 is None:
-            sizes = dict(width=768, heads=12, hidden=3072, layers=12, vocab=30523, positions=512, queries=32, shared=256)
-            self.stage1 = lavis_reference.Stage1(None, 1408, **sizes)
+            sizes = dict(width=qformer.hidden_size, heads=qformer.num_attention_heads, hidden=qformer.intermediate_size)
+            sizes |= dict(layers=qformer.num_hidden_layers, vocab=qformer.vocab_size)
+            sizes |= dict(positions=qformer.max_position_embeddings)
+            sizes |= dict(queries=config.num_query_tokens, shared=config.image_text_hidden_size)
+            self.stage1 = lavis_reference.Stage1(None, config.vision_config.hidden_size, **sizes)
             for tensor in self.stage1.parameters():
                 torch.nn.init.normal_(tensor, std=0.02) if tensor.dim() > 1 else None
         ids = torch.tensor([[101, *range(2000, 2014), 102]] * batch)
         order = torch.arange(batch)
         negatives = (order.roll(1)[None], order.roll(2)[None])
         out = lavis_losses.stage1(
-            self.stage1, noise(batch, 257, 1408), ids, torch.ones_like(ids), 30522, 0, negatives=negatives
+            self.stage1, noise(*self.tokens(batch)), ids, torch.ones_like(ids), qformer.vocab_size - 1, 0, negatives=negatives
         )
         self.stage1.zero_grad(set_to_none=True)
         (out["itc"] + out["itm"] + out["itg"]).sum().backward()
@@ -120,12 +133,12 @@ class Worker:
             self.model.query_tokens.requires_grad_(True)
             self.learner = True
         with torch.no_grad():
-            tokens = self.model.vision_model(noise(batch, 3, 224, 224).to(self.dtype)).last_hidden_state
+            tokens = self.model.vision_model(self.pixels(batch)).last_hidden_state
         soft = self.soft(tokens)
         ids = torch.tensor([TEXT] * batch)
         words = self.language.get_input_embeddings()(ids)
         embeds = torch.cat([soft.to(words.dtype), words], 1)
-        logits = self.language(inputs_embeds=embeds).logits[:, 31:-1].float()
+        logits = self.language(inputs_embeds=embeds).logits[:, soft.shape[1] - 1 : -1].float()
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids.reshape(-1))
         self.model.zero_grad(set_to_none=True)
         loss.backward()
