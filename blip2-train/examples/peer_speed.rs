@@ -67,7 +67,7 @@ fn pixels<B: Kernels>(batch: usize, config: &Blip2Config, device: &B::Device) ->
 }
 
 /// Shape `[B, N, C]` of what the encoder makes of pictures.
-fn tokens(batch: usize, config: &Blip2Config) -> [usize; 3] {
+fn encoded(batch: usize, config: &Blip2Config) -> [usize; 3] {
     let vision = &config.vision_config;
     let grid = vision.image_size() / vision.patch_size();
     [batch, grid * grid + 1, vision.hidden_size()]
@@ -114,7 +114,7 @@ impl<B: Kernels> Worker<B> {
                 );
             }
             "qformer" => {
-                let shape = tokens(batch, &model.config);
+                let shape = encoded(batch, &model.config);
                 let data = TensorData::new(noise(shape.iter().product()), shape);
                 let features = model.image_features(Tensor::from_data(data, &device), &ctx);
                 let _ = model.soft_tokens(&features, &ctx)?;
@@ -205,7 +205,7 @@ impl<B: Kernels> Worker<B> {
             initialise(bridge, 1, bridge_rule)
         });
         let ids: Vec<i64> = [101].into_iter().chain(2000..2014).chain([102]).collect();
-        let shape = tokens(batch, config);
+        let shape = encoded(batch, config);
         let features = TensorData::new(noise(shape.iter().product()), shape);
         let pairs = PairBatch {
             keys: (0..batch).map(|i| i.to_string()).collect(),
