@@ -53,9 +53,7 @@ impl Drop for Leaving<'_> {
 /// # Panics
 /// If one of the threads panics.
 pub fn run<R: Send>(world: usize, f: impl Fn(&Local) -> R + Sync) -> Vec<R> {
-    let meeting = Arc::new(Meeting::default());
-    meeting.state().slots = vec![Arc::default(); world];
-    run_at(&meeting, world, f)
+    run_all(world, f).0
 }
 
 /// As [`run`], with the results of all ranks or the error of the one that failed first.
@@ -69,19 +67,21 @@ pub fn try_run<R: Send, E: Send>(
     world: usize,
     f: impl Fn(&Local) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, E> {
-    let meeting = Arc::new(Meeting::default());
-    meeting.state().slots = vec![Arc::default(); world];
-    let mut results = run_at(&meeting, world, f);
+    let (mut results, first) = run_all(world, f);
     // the others fail because that one is gone
-    let first = meeting.state().left.unwrap_or(0);
-    if results[first].is_err() {
+    if let Some(first) = first
+        && results[first].is_err()
+    {
         results.swap(0, first);
     }
     results.into_iter().collect()
 }
 
-fn run_at<R: Send>(meeting: &Arc<Meeting>, world: usize, f: impl Fn(&Local) -> R + Sync) -> Vec<R> {
-    std::thread::scope(|scope| {
+/// The results in rank order, and the rank that left first.
+fn run_all<R: Send>(world: usize, f: impl Fn(&Local) -> R + Sync) -> (Vec<R>, Option<usize>) {
+    let meeting = Arc::new(Meeting::default());
+    meeting.state().slots = vec![Arc::default(); world];
+    let results = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..world)
             .map(|rank| {
                 let meeting = meeting.clone();
@@ -97,7 +97,9 @@ fn run_at<R: Send>(meeting: &Arc<Meeting>, world: usize, f: impl Fn(&Local) -> R
             .into_iter()
             .map(|handle| handle.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
             .collect()
-    })
+    });
+    let first = meeting.state().left;
+    (results, first)
 }
 
 impl Local {
