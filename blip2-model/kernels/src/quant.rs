@@ -2,6 +2,8 @@
 //! memory shrinks to 1.125 or 0.625 bytes per weight. Sums are f32; few rows of activations are rounded to 16 bits.
 
 mod dot;
+#[cfg(target_arch = "x86_64")]
+mod strips;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -270,12 +272,13 @@ unsafe fn unpack_groups<S: Simd>(bits: Bits, data: &[u8], scales: &[f32], out: &
     }
 }
 
-/// Rows of `x` up to which weights are not unpacked: products of bf16 win sooner than those of f32, and those of tiles
-/// sooner still.
-fn few_rows() -> usize {
-    match Level::detect() {
-        Level::Amx => 8,
-        Level::Avx512Bf16 => 16,
+/// Rows of `x` up to which weights are not unpacked: products of bf16 win sooner than those of f32, and those of tiles,
+/// which take 16 rows in the time of one, sooner still.
+fn few_rows(bits: Bits) -> usize {
+    match (Level::detect(), bits) {
+        (Level::Amx, Bits::Eight) => 4,
+        (Level::Amx, Bits::Four) => 3,
+        (Level::Avx512Bf16, _) => 16,
         _ => 32,
     }
 }
@@ -288,8 +291,13 @@ const BLOCK: usize = 1 << 21;
 /// # Panics
 /// If the sizes do not match.
 pub fn linear(x: &[f32], m: usize, w: Packed<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
-    if m <= few_rows() {
+    if m <= few_rows(w.bits) {
         return dot::linear(x, m, w, epilogue);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if Level::detect() >= Level::Amx {
+        // SAFETY: detected
+        return unsafe { gemm::linear_strips(Mat::new(x, m, w.depth), &w, epilogue) };
     }
     let (n, k) = (w.rows, w.depth);
     assert_eq!(x.len(), m * k, "input of a linear map");
@@ -422,7 +430,7 @@ mod tests {
                         let want = terms.sum::<f64>() + f64::from(bias[j]);
                         // f32 sums, and per product: few rows are rounded to steps of 1/32767 (an error of 8.8e-6, times
                         // weights of 0.38 on average), many round both factors to bf16; five deviations each
-                        let each = if m > few_rows() { 8e-3 } else { 1.7e-5 };
+                        let each = if m > few_rows(bits) { 8e-3 } else { 1.7e-5 };
                         let rounding = each * (k as f64).sqrt();
                         let off = (f64::from(y[i * n + j]) - want).abs();
                         assert!(off < 1e-5 + rounding, "{bits:?} {m} {k} {n} at {i} {j}: {off}");

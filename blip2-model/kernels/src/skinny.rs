@@ -4,7 +4,9 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::gemm::{self, Epilogue, Mat, Out, finish, round_row};
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::{self, Mat};
+use crate::gemm::{Epilogue, Out, finish, round_row};
 use crate::level::Level;
 use crate::simd::{Portable, Simd};
 
@@ -21,6 +23,7 @@ pub(crate) trait Dot: Weights {
     /// What `x` is given as.
     type X: Copy + Sync;
     /// Whether [`Simd::dot_pairs`] is used.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     const PAIRS: bool = false;
 
     /// Elements of a row of `x`.
@@ -289,22 +292,27 @@ pub fn linear_bf16(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'
     linear(x, m, &w, epilogue)
 }
 
+/// Rows that vectors widen as fast as tile registers, which take 16 in the time of one, get hold of the weights.
+#[cfg(target_arch = "x86_64")]
+const TILES_FROM: usize = 2;
+
 /// As [`linear_bf16`], but beyond a handful of rows `x` is rounded to bf16 where the processor multiplies such pairs.
 ///
 /// # Panics
 /// If the sizes do not match.
 pub fn linear_bf16_rounded(x: &[f32], m: usize, w: Plain<'_, bf16>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let level = Level::detect();
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Amx && m > TILES_FROM && w.depth.is_multiple_of(gemm::DEPTH) {
+        assert_eq!(x.len(), m * w.depth, "input of a linear map");
+        let weights = Mat::strided(w.data, [w.rows, w.depth], [w.stride, 1]);
+        // SAFETY: detected
+        return unsafe { gemm::linear_strips(Mat::new(x, m, w.depth), &weights.transposed(), epilogue) };
+    }
     if m <= EXACT_ROWS || level < Level::Avx512Bf16 {
         return linear(x, m, &w, epilogue);
     }
-    if level < Level::Amx {
-        return linear_pairs(x, m, w, epilogue);
-    }
-    // tile registers read the weights where they lie as well, and are done with all rows at once
-    assert_eq!(x.len(), m * w.depth, "input of a linear map");
-    let weights = Mat::strided(w.data, [w.rows, w.depth], [w.stride, 1]);
-    gemm::matmul_bf16(Mat::new(x, m, w.depth), weights.transposed(), epilogue)
+    linear_pairs(x, m, w, epilogue)
 }
 
 /// Both factors in pairs of bf16, for processors that multiply these.

@@ -16,7 +16,7 @@ use super::tile::Args;
 pub(super) const SIDE: usize = 16;
 
 /// Largest result of one call: two tiles by two.
-pub(super) const SPAN: usize = 2 * SIDE;
+pub(crate) const SPAN: usize = 2 * SIDE;
 
 /// Bytes per row of a full tile.
 const ROW: usize = 64;
@@ -96,26 +96,15 @@ impl Registers {
     /// [`Level::Amx`](crate::level::Level::Amx) was detected; the rest as for
     /// [`Code::run`](super::tile::Code::run).
     pub unsafe fn run(&mut self, rows: usize, vectors: usize, args: Args) {
-        let size = [rows, (vectors - 1) * SIDE + args.last];
-        // SAFETY: the caller's; the panel has `steps / 16` times `rows` rows of 64 bytes
-        unsafe { self.multiply(size, args, [ROW, rows * ROW]) }
-    }
-
-    /// As [`run`](Self::run) for `size` rows and columns and a left factor anywhere: its rows start `left[0]` bytes
-    /// apart, and the pieces of 32 values that make up a row start `left[1]` bytes apart.
-    ///
-    /// # Safety
-    /// As for [`run`](Self::run), and the left factor has these rows and pieces.
-    pub unsafe fn multiply(&mut self, size: [usize; 2], args: Args, left: [usize; 2]) {
-        let [rows, columns] = size;
-        let b_row = columns.div_ceil(SIDE) * ROW;
+        let columns = (vectors - 1) * SIDE + args.last;
+        let b_row = vectors * ROW;
         debug_assert!(args.steps > 0 && args.steps.is_multiple_of(SIDE));
         // which tiles take part: those on the right (1), those below (2), and the sums so far (4)
         let parts = u32::from(columns > SIDE) | u32::from(rows > SIDE) << 1 | u32::from(args.accumulate) << 2;
-        // SAFETY: the caller's. Loads of factors stay inside the panels, of which a narrow tile reads less; tiles of
-        // sums are as large as the result.
+        // SAFETY: the caller's. The left panel has `steps / 16` times `rows` rows of 64 bytes; a narrow tile reads less of
+        // the right one; tiles of sums are as large as the result.
         unsafe {
-            self.configure(size);
+            self.configure([rows, columns]);
             asm!(
                 "test {parts:e}, 4",
                 "jz 2f",
@@ -173,9 +162,9 @@ impl Registers {
                 "tilestored [{c_lower} + {c_row} + 64], tmm3",
                 "7:",
                 a = inout(reg) args.a => _,
-                a_lower = inout(reg) args.a.wrapping_byte_add(SIDE * left[0]) => _,
-                a_row = in(reg) left[0],
-                a_step = in(reg) left[1],
+                a_lower = inout(reg) args.a.wrapping_byte_add(SIDE * ROW) => _,
+                a_row = in(reg) ROW,
+                a_step = in(reg) rows * ROW,
                 b = inout(reg) args.b => _,
                 b_row = in(reg) b_row,
                 b_step = in(reg) b_row * SIDE,
@@ -188,6 +177,139 @@ impl Registers {
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
+        }
+    }
+    /// `sums (+)= a b` for 32 rows of `a` that lie anywhere and one or two panels of 16 columns of `b`, while the processor
+    /// is asked for what comes next.
+    ///
+    /// # Safety
+    /// [`Level::Amx`](crate::level::Level::Amx) was detected, and all that `pass` names is there.
+    pub unsafe fn pass(&mut self, pass: &Pass) {
+        debug_assert!(pass.groups > 0);
+        /// The code with what the right half of the sums adds to it.
+        macro_rules! run {
+            ($l1:literal, $l3:literal, $l7:literal, $d1:literal, $d3:literal, $s1:literal, $s3:literal) => {
+                asm!(
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    "test {t}, {t}",
+                    "jz 2f",
+                    "tileloadd tmm0, [{c} + {row}]",
+                    "tileloadd tmm2, [{c} + {row} + 2048]",
+                    $l1,
+                    $l3,
+                    "2: lea {t}, [{a} + 8 * {stride}]",
+                    "lea {t}, [{t} + 8 * {stride}]",
+                    "tileloadd tmm4, [{a} + {stride}]",
+                    "tileloadd tmm6, [{left} + {row}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    $l7,
+                    $d1,
+                    "tileloadd tmm5, [{t} + {stride}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    $d3,
+                    "add {a}, 64",
+                    "add {left}, 1024",
+                    "add {right}, 1024",
+                    "mov {n}, {rows}",
+                    "mov {t}, {next}",
+                    "test {n}, {n}",
+                    "jz 4f",
+                    "3: prefetcht1 [{t}]",
+                    "add {t}, {next_stride}",
+                    "dec {n}",
+                    "jnz 3b",
+                    "4: add {next}, {next_step}",
+                    "dec {count}",
+                    "jnz 2b",
+                    "tilestored [{c} + {row}], tmm0",
+                    "tilestored [{c} + {row} + 2048], tmm2",
+                    $s1,
+                    $s3,
+                    a = inout(reg) pass.a => _,
+                    stride = in(reg) pass.stride,
+                    left = inout(reg) pass.b[0] => _,
+                    right = inout(reg) pass.b[1] => _,
+                    row = in(reg) ROW,
+                    c = in(reg) pass.sums,
+                    count = inout(reg) pass.groups => _,
+                    next = inout(reg) pass.ahead.at => _,
+                    next_stride = in(reg) pass.ahead.stride,
+                    next_step = in(reg) pass.ahead.step,
+                    rows = in(reg) pass.ahead.rows,
+                    t = inout(reg) usize::from(pass.accumulate) => _,
+                    n = out(reg) _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            };
+        }
+        // SAFETY: the caller's; asking for memory ahead of its use is allowed for any address
+        unsafe {
+            self.configure([SPAN, SPAN]);
+            if pass.wide {
+                run!(
+                    "tileloadd tmm1, [{c} + {row} + 1024]",
+                    "tileloadd tmm3, [{c} + {row} + 3072]",
+                    "tileloadd tmm7, [{right} + {row}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tilestored [{c} + {row} + 1024], tmm1",
+                    "tilestored [{c} + {row} + 3072], tmm3"
+                );
+            } else {
+                run!("", "", "", "", "", "", "");
+            }
+        }
+    }
+}
+
+/// One run of [`Registers::pass`].
+pub(super) struct Pass {
+    /// 32 rows of bf16, `stride` bytes apart.
+    pub a: *const u8,
+    pub stride: usize,
+    /// Panels of 16 columns, `[groups][16 pairs][16]` words each; without `wide` only the first.
+    pub b: [*const u32; 2],
+    pub wide: bool,
+    /// Groups of 32 values along the contraction.
+    pub groups: usize,
+    /// Four tiles one after the other: upper left, upper right, lower left, lower right.
+    pub sums: *mut f32,
+    /// Whether to add to what `sums` holds.
+    pub accumulate: bool,
+    pub ahead: Ahead,
+}
+
+/// What to bring into the second cache meanwhile: with every group one line in each of some rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub at: *const u8,
+    /// Number of rows.
+    pub rows: usize,
+    /// Bytes from row to row.
+    pub stride: usize,
+    /// Bytes from group to group.
+    pub step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        at: std::ptr::null(),
+        rows: 0,
+        stride: 0,
+        step: 0,
+    };
+
+    /// The part of it that falls to one of several passes.
+    pub fn part(self, i: usize, of: usize) -> Self {
+        let each = self.rows.div_ceil(of);
+        let first = (i * each).min(self.rows);
+        Self {
+            at: self.at.wrapping_byte_add(first * self.stride),
+            rows: each.min(self.rows - first),
+            ..self
         }
     }
 }

@@ -80,6 +80,10 @@ pub trait Element: Copy + Sync + Send {
     fn wide(self) -> f32;
     /// As bf16, rounded to nearest even.
     fn narrow(self) -> u16;
+    /// The matrix, if this is bf16.
+    fn as_bf16(_: Mat<'_, Self>) -> Option<Mat<'_, bf16>> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -109,6 +113,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(self) -> u16 {
         self.to_bits()
+    }
+    #[inline(always)]
+    fn as_bf16(m: Mat<'_, Self>) -> Option<Mat<'_, bf16>> {
+        Some(m)
     }
 }
 

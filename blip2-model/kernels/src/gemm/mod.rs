@@ -16,6 +16,10 @@ use std::cell::RefCell;
 use half::bf16;
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::{Ahead, SPAN};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use direct::{DEPTH, Lines, Strips};
 pub use mat::{Element, Form, Mat};
 use pack::{pack_panels, pack_rows};
 use tile::{Args, Tiles};
@@ -61,6 +65,37 @@ pub fn matmul_bf16(a: Mat<'_, f32>, b: Mat<'_, bf16>, epilogue: Epilogue<'_>) ->
     }
     let rounded = round(a);
     run_all(Mat::new(&rounded, a.rows, a.columns), b, epilogue)
+}
+
+/// `act(x w^T + bias)` for `x [m, k]` rounded to bf16 and weights that tile registers can read.
+///
+/// # Panics
+/// If the sizes do not match.
+///
+/// # Safety
+/// [`Level::Amx`] was detected.
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn linear_strips<W: Strips>(x: Mat<'_, f32>, w: &W, epilogue: Epilogue<'_>) -> Vec<f32> {
+    let (m, k) = (x.rows, x.columns);
+    let [n, depth] = w.size();
+    assert!(
+        k == depth && epilogue.bias.is_none_or(|bias| bias.len() == n),
+        "input and bias of a linear map"
+    );
+    let mut out = Vec::with_capacity(m * n);
+    if m == 0 || n == 0 || k == 0 {
+        // the general code knows what these are
+        return matmul(x, Mat::<f32>::new(&[], k, n), epilogue);
+    }
+    let (rounded, parts) = direct::round_parts(x);
+    let threads = rayon::current_num_threads();
+    // SAFETY: the caller's; `out` has room for the result, of which the product writes all
+    unsafe {
+        let x = Mat::new(&rounded, m * parts, k);
+        direct::product(x, parts, w, Out(out.as_mut_ptr()), n, epilogue, threads);
+        out.set_len(m * n);
+    }
+    out
 }
 
 /// As [`matmul`] or, with `a` as rounded by [`round`], as [`matmul_bf16`], into columns of a larger result.
@@ -218,9 +253,12 @@ unsafe fn product<A: Element, B: Element>(
     let tiles = Tiles::choose(level, A::FORM == Form::Bf16 && B::FORM == Form::Bf16);
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     #[cfg(target_arch = "x86_64")]
-    if direct::applies(a, b, &tiles) {
-        // SAFETY: only AMX has tiles with groups, for pairs of bf16; no side is empty; the rest is the caller's
-        return unsafe { direct::product(a, b, out, stride, epilogue, threads) };
+    if tiles.group > 1
+        && let (Some(a), Some(b)) = (A::as_bf16(a), B::as_bf16(b))
+        && direct::applies(b)
+    {
+        // SAFETY: only AMX has tiles with groups; no side is empty; the rest is the caller's
+        return unsafe { direct::product(a, 1, &b, out, stride, epilogue, threads) };
     }
     with_buffer(Buffer::Left, m * tiles.steps(k), |left| {
         pack_left(a, &tiles, left, parallel);

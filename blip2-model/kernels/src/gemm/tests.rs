@@ -224,33 +224,59 @@ fn pairs_of_bf16_give_the_same_bits_with_any_number_of_threads() {
     }
 }
 
+/// Rows of weights that are apart, the last one cut off behind its last value; sizes with a strip and a panel that are not
+/// full, with several chunks of the contraction, and with more rows than stay in cache.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn few_rows_meet_weights_in_place() {
-    let tiles = Tiles::choose(Level::Amx, true);
-    let (m, k, n) = (37, 160, 75);
-    // rows of weights that are apart, the last one cut off behind its last value
-    let (a, b, bias) = (narrow(m * k, 1), narrow(n * (k + 9) - 9, 2), values(n, 3));
-    let (a, b) = (Mat::new(&a, m, k), Mat::strided(&b, [k, n], [1, k + 9]));
-    assert!(direct::applies(a, b, &tiles));
-    let (odd, wide) = (Mat { columns: 150, ..a }, Mat { rows: 150, ..b });
-    assert!(!direct::applies(odd, wide, &tiles), "a part of a tile");
-    let many = narrow(97 * k, 1);
-    assert!(!direct::applies(Mat::new(&many, 97, k), b, &tiles));
-    assert!(!direct::applies(a, Mat::new(&narrow(k * n, 2), k, n), &tiles));
-    assert!(!direct::applies(a, b, &Tiles::choose(Level::Avx512Bf16, true)));
+fn weights_are_multiplied_where_they_lie() {
+    for [m, k, n] in [[37, 160, 75], [300, 96, 70], [3, 5184, 41], [250, 2560, 33]] {
+        let (a, b, bias) = (narrow(m * k, 1), narrow(n * (k + 9) - 9, 2), values(n, 3));
+        let (a, b) = (Mat::new(&a, m, k), Mat::strided(&b, [k, n], [1, k + 9]));
+        assert!(direct::applies(b));
+        let epilogue = Epilogue {
+            bias: Some(&bias),
+            act: Act::Identity,
+        };
+        for level in pair_levels() {
+            let product = pairs_product(level, a, b, n + 2, epilogue);
+            check(a, b, &product, Some(&bias), 0.0);
+        }
+    }
+    let b = narrow(6400, 2);
+    assert!(
+        !direct::applies(Mat::new(&b, 64, 100)),
+        "contiguous along the wrong side"
+    );
+    assert!(
+        !direct::applies(Mat::strided(&b, [50, 100], [1, 64])),
+        "a part of a tile"
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn few_rows_keep_sixteen_bits_and_what_is_not_finite() {
+    if Level::detect() < Level::Amx {
+        return;
+    }
+    let (k, n) = (2624, 70);
+    let (weights, bias) = (narrow(n * k, 2), values(n, 3));
+    let b = Mat::new(&weights, n, k).transposed();
     let epilogue = Epilogue {
         bias: Some(&bias),
         act: Act::Identity,
     };
-    for level in pair_levels() {
-        check(
-            a,
-            b,
-            &pairs_product(level, a, b, n + 2, epilogue),
-            Some(&bias),
-            0.0,
-        );
+    for m in [1, 5, 16, 17] {
+        let mut x = values(m * k, 1);
+        // SAFETY: detected
+        let run = |x: &[f32]| unsafe { linear_strips(Mat::new(x, m, k), &b, epilogue) };
+        // two parts leave 2^-18 of a value, one part 2^-9; a value is 0.6 and a weight 0.6 on average
+        let rounding = if m <= 16 { 4e-6 } else { 2e-3 };
+        check(Mat::new(&x, m, k), b, &run(&x), Some(&bias), rounding);
+        x[(m - 1) * k + 7] = f32::INFINITY;
+        let y = run(&x);
+        assert!(y[(m - 1) * n..].iter().all(|y| !y.is_finite()));
+        assert!(y[..(m - 1) * n].iter().all(|y| y.is_finite()));
     }
 }
 
