@@ -69,8 +69,7 @@ fn pixels<B: Kernels>(batch: usize, config: &Blip2Config, device: &B::Device) ->
 /// Shape `[B, N, C]` of what the encoder makes of pictures.
 fn encoded(batch: usize, config: &Blip2Config) -> [usize; 3] {
     let vision = &config.vision_config;
-    let grid = vision.image_size() / vision.patch_size();
-    [batch, grid * grid + 1, vision.hidden_size()]
+    [batch, vision.num_tokens(), vision.hidden_size()]
 }
 
 /// `[soft tokens ; text ids]`

@@ -118,6 +118,59 @@ fn four_devices_train_as_one() {
     four_train_as_one(Ranks::Devices("0,1,2,3"));
 }
 
+/// Keys in each index of a feature store.
+fn indices(store: &Path) -> Vec<Vec<String>> {
+    let read = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let index: serde_json::Value = match path.extension() {
+            Some(kind) if kind == "json" => serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap(),
+            _ => return None,
+        };
+        let shards = index["shards"].as_array().unwrap().iter();
+        let keys = shards.flat_map(|shard| shard["keys"].as_array().unwrap());
+        Some(keys.map(|key| key.as_str().unwrap().to_owned()).collect())
+    };
+    std::fs::read_dir(store).unwrap().filter_map(read).collect()
+}
+
+/// Image features that four ranks compute together, each picture once, train as those of one rank do.
+#[test]
+fn four_ranks_train_from_features_that_all_of_them_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[optimizer]\neps = 1e-4";
+    let recipe = bench(folder.path(), "stage1", more);
+    let ranks = [Ranks::One, Ranks::Devices("0,1,2,3"), Ranks::Processes(4)];
+    let mut trained = Vec::new();
+    for (i, ranks) in ranks.into_iter().enumerate() {
+        let [run, store] = ["run", "features"].map(|name| folder.path().join(format!("{name}-{i}")));
+        let batch = if i == 0 { 4 } else { 1 };
+        let sets = [
+            format!("train.batch_size={batch}"),
+            format!("train.features={}", store.display()),
+            "data.vis_processor=blip_image_eval".into(),
+        ];
+        let out = train(ranks, &recipe, &run, &sets.each_ref().map(String::as_str));
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(text.matches("12 pictures to encode").count(), 1, "{text}");
+        let indices = indices(&store);
+        // each falls to one of four at random: all to the same once in four million
+        assert!((i == 0) == (indices.len() == 1), "{indices:?}");
+        let mut keys = indices.concat();
+        assert_eq!(keys.len(), 12);
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 12, "a picture was computed twice");
+        trained.push(tensors(&run));
+    }
+    for other in &trained[1..] {
+        for ((name, a), (_, b)) in trained[0].iter().zip(other) {
+            for (a, b) in a.iter().zip(b) {
+                assert!((a - b).abs() < 1e-5, "{name}: {a} and {b}");
+            }
+        }
+    }
+}
+
 /// What cannot be asked for together is said before anything is loaded or written.
 #[test]
 fn devices_are_refused_where_they_cannot_be_used() {

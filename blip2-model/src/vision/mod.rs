@@ -79,6 +79,11 @@ impl VisionConfig {
         }
     }
 
+    /// Tokens of a picture of the configured size: the class token and one per patch.
+    pub fn num_tokens(&self) -> usize {
+        (self.image_size() / self.patch_size().max(1)).pow(2) + 1
+    }
+
     /// Hidden width of the MLP.
     pub fn intermediate_size(&self) -> usize {
         match self {

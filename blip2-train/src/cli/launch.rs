@@ -76,8 +76,7 @@ fn wait(mut running: Vec<(usize, Child)>) -> Result<()> {
     let (mut failed, mut told): (Option<(String, Instant)>, bool) = (None, false);
     while !running.is_empty() {
         if interrupt.is_requested() && !told {
-            // on a terminal the children have got the signal themselves; a second one does no harm only if it is
-            // no second Ctrl-C, so they are asked to terminate, which they take as the first
+            // on a terminal the children have got the signal themselves, and take this one, so soon after it, for the same
             told = true;
             running.iter().for_each(|(_, child)| terminate(child));
         }

@@ -4,6 +4,7 @@ use blip2_model::processor::text::{MAX_WORDS, blip_caption, blip_question};
 use blip2_model::processor::{Alpha, DecodeOptions, decode_bytes};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::augment::Transform;
@@ -58,8 +59,10 @@ pub struct Preparation {
     pub on_white: bool,
     /// Obey EXIF orientation; LAVIS does not.
     pub orientation: bool,
-    /// Read no picture at all and hand out a black pixel: for training from stored features.
-    pub blind: bool,
+    /// Read the pictures of these samples alone, by their [`full_key`], and hand out a black pixel for all others: with
+    /// an empty set for training from stored features, with those that are missing for computing them.
+    #[serde(skip)]
+    pub only: Option<Arc<HashSet<String>>>,
 }
 
 impl Default for Preparation {
@@ -75,9 +78,14 @@ impl Default for Preparation {
             max_bytes: 64 << 20,
             on_white: false,
             orientation: false,
-            blind: false,
+            only: None,
         }
     }
+}
+
+/// Name of a sample among all data sets.
+pub fn full_key(shard: &str, key: &str) -> String {
+    format!("{shard}#{key}")
 }
 
 /// A sample ready for a batch.
@@ -103,6 +111,13 @@ pub struct Example {
     pub image_index: Option<u32>,
 }
 
+impl Example {
+    /// Its [`full_key`].
+    pub fn full_key(&self) -> String {
+        full_key(&self.shard, &self.key)
+    }
+}
+
 impl Preparation {
     /// Prepares `sample`; the result depends on the arguments alone.
     pub fn run(&self, seed: u64, source: u32, pass: u64, sample: Sample) -> Result<Example, Problem> {
@@ -125,9 +140,9 @@ impl Preparation {
         if self.needs == Needs::Question && question.is_none() {
             return Err(Problem::MissingQuestion);
         }
-        let image = match self.blind {
-            true => RgbImage::new(1, 1),
-            false => self.picture(image, &mut rng("augment"))?,
+        let image = match &self.only {
+            Some(only) if !only.contains(&full_key(&shard, &key)) => RgbImage::new(1, 1),
+            _ => self.picture(image, &mut rng("augment"))?,
         };
         let question = question.map(|q| Question {
             text: if self.clean {
@@ -232,6 +247,24 @@ mod tests {
             raw.run(1, 0, 0, sample(&["A  Cat!"], png(8, 8))).unwrap().caption,
             "A  Cat!"
         );
+    }
+
+    /// One that cannot be read is no error where nobody asks for it.
+    #[test]
+    fn only_the_pictures_asked_for_are_read() {
+        let p = Preparation {
+            only: Some(Arc::new([full_key("s", "k")].into())),
+            ..Preparation::default()
+        };
+        let other = |image| Sample {
+            key: "other".into(),
+            ..sample(&["x"], image)
+        };
+        let broken = || b"GIF89a".to_vec();
+        let size = |s| p.run(1, 0, 0, s).map(|example| example.image.dimensions());
+        assert_eq!(size(sample(&["x"], png(8, 8))).unwrap(), (224, 224));
+        assert_eq!(size(other(broken())).unwrap(), (1, 1));
+        assert_eq!(size(sample(&["x"], broken())).unwrap_err().kind(), "decode");
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub fn plan<B: Backend>(recipe: &Recipe, world: usize, cluster: &Cluster) -> Res
         accumulate: recipe.train.accumulate,
         queries: config.num_query_tokens,
         text: recipe.data.max_txt_len,
-        image_tokens: (vision.image_size() / vision.patch_size()).pow(2) + 1,
+        image_tokens: vision.num_tokens(),
         image_width: vision.hidden_size(),
         embed: config.image_text_hidden_size,
         trained: counts.trained,

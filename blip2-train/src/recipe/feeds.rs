@@ -1,5 +1,8 @@
 //! Batches of a recipe: readers over its data sets, and what turns samples into a stage's batches.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use blip2_model::config::Blip2Config;
 use blip2_model::language::LanguageConfig;
 use blip2_model::processor::EncodeOptions;
@@ -61,9 +64,14 @@ impl Reader {
     }
 
     /// Leaves out the pictures.
-    pub fn blind(mut self) -> Self {
+    pub fn blind(self) -> Self {
+        self.only(Arc::default())
+    }
+
+    /// Leaves out all pictures but those of these samples (see [`Preparation::only`]).
+    pub fn only(mut self, keys: Arc<HashSet<String>>) -> Self {
         for preparation in &mut self.preparations {
-            preparation.blind = true;
+            preparation.only = Some(keys.clone());
         }
         self
     }

@@ -119,7 +119,7 @@ pub struct TrainSection {
     /// Over what token losses are averaged.
     pub token_mean: TokenMean,
     /// Folder of stored image features: the frozen encoder runs once over the data, with one fixed augmentation
-    /// per picture, and never again.
+    /// per picture, and never again. Several ranks share that work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub features: Option<PathBuf>,
     /// Compute activations again in the backward pass instead of keeping them.

@@ -48,10 +48,9 @@ impl Pictures {
     }
 }
 
-/// Key of a sample among all data sets.
+/// Names of samples among all data sets.
 fn keys(examples: &[Example]) -> Vec<String> {
-    let key = |example: &Example| format!("{}#{}", example.shard, example.key);
-    examples.iter().map(key).collect()
+    examples.iter().map(Example::full_key).collect()
 }
 
 /// Rows of ids with padding on the right.

@@ -21,17 +21,12 @@ pub struct StepSize {
 /// One picture through the encoder.
 pub fn encoder_forward(config: &VisionConfig) -> f64 {
     let (width, mlp) = (config.hidden_size(), config.intermediate_size());
-    let patches = (config.image_size() / config.patch_size()).pow(2) as f64;
-    let tokens = patches + 1.0;
+    let tokens = config.num_tokens() as f64;
+    let patches = tokens - 1.0;
     let (width, mlp) = (width as f64, mlp as f64);
     let block = tokens * (8.0 * width * width + 4.0 * width * mlp) + 4.0 * tokens * tokens * width;
     let patch = config.patch_size().pow(2) as f64 * 3.0;
     2.0 * patches * patch * width + config.num_hidden_layers() as f64 * block
-}
-
-/// Tokens of a picture.
-fn image_tokens(config: &VisionConfig) -> f64 {
-    ((config.image_size() / config.patch_size()).pow(2) + 1) as f64
 }
 
 /// One row of `rows` tokens through the Q-Former, of which `queries` also attend to `image` tokens; keys and
@@ -56,7 +51,7 @@ fn image_keys(config: &QFormerConfig, image: f64) -> f64 {
 
 /// A step of stage 1 on one process. `encode` is false when features come from a store.
 pub fn stage1_step(vision: &VisionConfig, qformer: &QFormerConfig, size: StepSize, encode: bool) -> f64 {
-    let (q, t, n) = (size.queries as f64, size.text as f64, image_tokens(vision));
+    let (q, t, n) = (size.queries as f64, size.text as f64, vision.num_tokens() as f64);
     let pass = |rows, queries, seen| qformer_pass(qformer, rows, queries, seen, n);
     let d = qformer.hidden_size as f64;
     let head = t * 2.0 * d * (d + qformer.vocab_size as f64);
@@ -79,7 +74,7 @@ pub fn stage2_step(
     size: StepSize,
     encode: bool,
 ) -> f64 {
-    let (q, t, n) = (size.queries as f64, size.text as f64, image_tokens(vision));
+    let (q, t, n) = (size.queries as f64, size.text as f64, vision.num_tokens() as f64);
     let trained = image_keys(qformer, n) + qformer_pass(qformer, q, q, q, n);
     let encoder = if encode { encoder_forward(vision) } else { 0.0 };
     size.batch as f64 * (encoder + 3.0 * trained + 2.0 * 2.0 * llm * (q + t))

@@ -3,6 +3,10 @@
 use crate::say::say;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A signal so soon after the first belongs to it: a terminal tells every process of a launcher, which tells them again.
+const ECHO: Duration = Duration::from_secs(1);
 
 /// A request to stop, shared between signal handler and loop.
 #[derive(Clone, Debug, Default)]
@@ -18,10 +22,15 @@ impl Interrupt {
     pub fn on_signals() -> Result<Self, ctrlc::Error> {
         let interrupt = Self::new();
         let flag = interrupt.clone();
+        let mut first: Option<Instant> = None;
         ctrlc::set_handler(move || {
             if flag.0.swap(true, Ordering::SeqCst) {
+                if first.is_some_and(|first| first.elapsed() < ECHO) {
+                    return;
+                }
                 std::process::exit(130);
             }
+            first = Some(Instant::now());
             say("stopping after this step; press Ctrl-C again to stop at once without saving");
         })?;
         Ok(interrupt)

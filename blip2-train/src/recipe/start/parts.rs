@@ -59,7 +59,7 @@ where
         Pictures::normalised(self.vision().image_size() as u32)
     }
 
-    /// Pixels, or the store the recipe asks for. `None` if there was a request to stop while it was filled.
+    /// Pixels, or the store the recipe asks for. `None`, on all ranks, if there was a request to stop while it was filled.
     pub(super) fn pictures(
         &self,
         encoder: &AnyEncoder<B::InnerBackend>,
@@ -67,26 +67,15 @@ where
         let Some(folder) = &self.recipe.train.features else {
             return Ok(Some(self.pixels()));
         };
-        let (show, interrupt) = (self.env.show, &self.env.interrupt);
-        // one process computes, the others wait for it and then find everything there
-        for rank in 0..self.place.world {
-            if rank == self.place.rank {
-                let (vision, device) = (self.vision(), &self.device);
-                let store = features::store(self.recipe, folder, vision, encoder, device, show, interrupt)?;
-                self.wait(self.place.world - rank)?;
-                return Ok(store.map(Pictures::Store));
-            }
-            self.wait(1)?;
-        }
-        Ok(Some(self.pixels()))
-    }
-
-    pub(super) fn wait(&self, times: usize) -> Result<(), RecipeError> {
-        for _ in 0..times {
-            let sum = self.env.collective.sum(0.0, &self.device);
-            sum.map_err(crate::run::RunError::from)?;
-        }
-        Ok(())
+        let store = features::store(
+            self.recipe,
+            folder,
+            self.vision(),
+            encoder,
+            &self.device,
+            self.env,
+        )?;
+        Ok(store.map(Pictures::Store))
     }
 
     pub(super) fn reader(&self) -> Result<Reader, RecipeError> {
