@@ -1,5 +1,5 @@
-//! Results that start as a copy of an input. Every task copies its own part: one thread would do nothing but that, and
-//! touch every fresh page, while the others wait.
+//! Results that are a copy of an input, or start as one. Every task copies its own part: one thread would do nothing but
+//! that, and touch every fresh page, while the others wait.
 
 use rayon::prelude::*;
 
@@ -32,9 +32,99 @@ pub(crate) fn changed<R: Send>(
     (out, returned)
 }
 
+/// The values of a view in row-major order, or `None` where they do not lie in runs: the last axis must be contiguous.
+///
+/// # Panics
+/// If the view leaves `x`.
+pub fn gather(x: &[f32], shape: &[usize], strides: &[usize]) -> Option<Vec<f32>> {
+    let total: usize = shape.iter().product();
+    if total == 0 {
+        return Some(Vec::new());
+    }
+    let reach: usize = shape
+        .iter()
+        .zip(strides)
+        .map(|(&n, &stride)| (n - 1) * stride)
+        .sum();
+    assert!(
+        shape.len() == strides.len() && reach < x.len(),
+        "a view that leaves its values"
+    );
+    // axes that follow each other without gaps are one run
+    let (mut run, mut outer) = (1, shape.len());
+    while outer > 0 && (strides[outer - 1] == run || shape[outer - 1] == 1) {
+        outer -= 1;
+        run *= shape[outer];
+    }
+    if outer > 0 && run == 1 {
+        return None;
+    }
+    let (shape, strides) = (&shape[..outer], &strides[..outer]);
+    let mut out = Vec::with_capacity(total);
+    let fresh = &mut out.spare_capacity_mut()[..total];
+    /// Values per task.
+    const TASK: usize = 1 << 14;
+    let runs = (TASK / run).max(1);
+    fresh
+        .par_chunks_mut(runs * run)
+        .enumerate()
+        .for_each(|(task, fresh)| {
+            for (i, fresh) in fresh.chunks_exact_mut(run).enumerate() {
+                let mut rest = task * runs + i;
+                let mut start = 0;
+                for (&n, &stride) in shape.iter().zip(strides).rev() {
+                    start += rest % n * stride;
+                    rest /= n;
+                }
+                let from = x[start..start + run].as_ptr();
+                // SAFETY: as long as the run, and apart from it
+                unsafe {
+                    fresh
+                        .as_mut_ptr()
+                        .cast::<f32>()
+                        .copy_from_nonoverlapping(from, run)
+                };
+            }
+        });
+    // SAFETY: the runs cover all of it
+    unsafe { out.set_len(total) };
+    Some(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Against the definition, for a few views of one array: parts, exchanged axes, repeated ones.
+    #[test]
+    fn views_become_rows() {
+        let x: Vec<f32> = (0..40_000).map(|i| i as f32).collect();
+        let views: [(&[usize], &[usize]); 7] = [
+            (&[7, 33, 4, 8], &[2000, 8, 300, 1]),
+            (&[3, 5000], &[8000, 1]),
+            (&[5, 6, 7], &[42, 7, 1]),
+            (&[4, 9, 1, 16], &[0, 16, 5, 1]),
+            (&[1, 20_000], &[9, 1]),
+            (&[3, 1], &[7, 3]),
+            (&[6], &[1]),
+        ];
+        for (shape, strides) in views {
+            let mut want = vec![0];
+            for (&n, &stride) in shape.iter().zip(strides) {
+                want = want
+                    .iter()
+                    .flat_map(|at| (0..n).map(move |i| at + i * stride))
+                    .collect();
+            }
+            let want: Vec<f32> = want.into_iter().map(|at| x[at]).collect();
+            match gather(&x, shape, strides) {
+                Some(got) => assert_eq!(got, want, "{shape:?} {strides:?}"),
+                None => assert_eq!(shape, [3, 1], "only single values are refused"),
+            }
+        }
+        assert_eq!(gather(&x, &[4, 6], &[1, 4]), None, "the last axis has gaps");
+        assert_eq!(gather(&x, &[4, 0], &[1, 4]), Some(Vec::new()));
+    }
 
     #[test]
     fn pieces_are_changed_in_a_copy_and_answer_in_order() {

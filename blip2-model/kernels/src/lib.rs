@@ -7,7 +7,7 @@
 
 pub mod act;
 pub mod attention;
-mod copy;
+pub mod copy;
 pub mod gemm;
 pub mod level;
 pub mod math;

@@ -47,6 +47,16 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         Tensor::from_inner(B::random_mask(dims, keep, seed, device))
     }
 
+    fn contiguous<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
+        let x = unwrap(x);
+        let y = unwrap(B::contiguous(wrap::<B, D>(x.primitive)));
+        let node = ContiguousNode::<D>.prepare::<C>([x.node]);
+        wrap(match node.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        })
+    }
+
     fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
         let x = unwrap(x);
         let y = unwrap(B::activate(wrap::<B, D>(x.primitive.clone()), act));
@@ -307,6 +317,21 @@ impl<B: Kernels> Backward<B, 3> for AttendNode {
 }
 
 type NodeId = burn::backend::autodiff::NodeId;
+
+#[derive(Debug)]
+struct ContiguousNode<const D: usize>;
+
+impl<B: Kernels, const D: usize> Backward<B, 1> for ContiguousNode<D> {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents;
+        if let Some(parent) = parent {
+            grads.register::<B>(parent.id, unwrap(B::contiguous(wrap::<B, D>(grad))));
+        }
+    }
+}
 
 #[derive(Debug)]
 struct ActivateNode<const D: usize>;

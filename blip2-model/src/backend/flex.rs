@@ -6,7 +6,7 @@ use blip2_kernels::gemm::{self, Epilogue, Mat};
 use blip2_kernels::level::rounds_inputs;
 use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
-use blip2_kernels::{Act, act, norm};
+use blip2_kernels::{Act, act, copy, norm};
 use burn::tensor::quantization::{QTensorPrimitive, QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, TensorPrimitive, bf16, f16};
 use burn_flex::{FlexQTensor, FlexTensor, Layout};
@@ -43,7 +43,23 @@ impl From<Activation> for Act {
 
 /// Values in row-major order, without a copy where they already are.
 fn dense<const D: usize>(x: Tensor<Flex, D>) -> FlexTensor {
-    x.into_primitive().tensor().to_contiguous()
+    rows_of(x.into_primitive().tensor())
+}
+
+/// Values in row-major order: burn-flex copies views value by value.
+fn rows_of(x: FlexTensor) -> FlexTensor {
+    if x.dtype() != DType::F32 || x.is_contiguous() {
+        return x.to_contiguous();
+    }
+    let layout = x.layout();
+    let strides: Option<Vec<usize>> = layout.strides().iter().map(|&s| s.try_into().ok()).collect();
+    let data = x.storage::<f32>();
+    let data = &data[layout.start_offset().min(data.len())..];
+    let values = strides.and_then(|strides| copy::gather(data, layout.shape(), &strides));
+    match values {
+        Some(values) => FlexTensor::from_data(TensorData::new(values, layout.shape().clone())),
+        None => x.to_contiguous(),
+    }
 }
 
 fn tensor<const D: usize>(values: Vec<f32>, dims: [usize; D]) -> Tensor<Flex, D> {
@@ -166,6 +182,13 @@ impl Kernels for Flex {
         DType::F32
     }
 
+    fn contiguous<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
+        match x.into_primitive() {
+            TensorPrimitive::Float(x) => Tensor::from_primitive(TensorPrimitive::Float(rows_of(x))),
+            packed => Tensor::from_primitive(packed),
+        }
+    }
+
     fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
         if !is_f32(&x) {
             return act.by_tensor_ops(x);
@@ -277,7 +300,7 @@ impl Kernels for Flex {
                     weight.scales(),
                     [d_out, d_in],
                 );
-                let y = quant::linear(x.to_contiguous().storage(), rows, w, epilogue);
+                let y = quant::linear(rows_of(x).storage(), rows, w, epilogue);
                 return tensor(y, [rows, d_out]);
             }
             weight => Tensor::<Self, 2>::from_primitive(weight),
@@ -293,7 +316,7 @@ impl Kernels for Flex {
                 } else {
                     skinny::linear_bf16
                 };
-                product(x.to_contiguous().storage(), rows, w, epilogue)
+                product(rows_of(x).storage(), rows, w, epilogue)
             } else {
                 let product = if rounds_inputs() {
                     gemm::matmul_bf16
@@ -307,14 +330,14 @@ impl Kernels for Flex {
             let w: &[f16] = weight.storage();
             if few {
                 let w = Plain::new(w, [d_out, d_in], d_in);
-                skinny::linear_f16(x.to_contiguous().storage(), rows, w, epilogue)
+                skinny::linear_f16(rows_of(x).storage(), rows, w, epilogue)
             } else {
                 gemm::matmul(matrix(&x), Mat::new(w, d_out, d_in).transposed(), epilogue)
             }
         } else if few {
             let weight = dense(weight);
             let w = Plain::new(weight.storage(), [d_out, d_in], d_in);
-            skinny::linear_f32(x.to_contiguous().storage(), rows, w, epilogue)
+            skinny::linear_f32(rows_of(x).storage(), rows, w, epilogue)
         } else {
             let weight = weight.into_primitive().tensor();
             gemm::matmul(matrix(&x), matrix::<f32>(&weight).transposed(), epilogue)

@@ -64,6 +64,32 @@ fn linear_maps_in_every_form() {
     }
 }
 
+/// The same values for a view and for its gradient, which arrives as another view; neither has gaps afterwards.
+#[test]
+fn contiguous_views_and_their_gradients() {
+    let values: Tensor<Flex, 4> = random([2, 5, 3, 8]);
+    let factors: Tensor<Flex, 4> = random([2, 3, 4, 8]);
+    let x = Tensor::<Autodiff<Flex>, 4>::from_inner(values.clone()).require_grad();
+    let part = |x: Tensor<Flex, 4>| x.narrow(1, 1, 4);
+    let y = Autodiff::<Flex>::contiguous(x.clone().narrow(1, 1, 4));
+    close(y.clone().inner(), part(values.clone()), 0.0, "values");
+    let is_contiguous = |x: Tensor<Flex, 4>| x.into_primitive().tensor().is_contiguous();
+    assert!(!is_contiguous(part(values)) && is_contiguous(y.clone().inner()));
+    let grads = (y.swap_dims(1, 2) * Tensor::from_inner(factors.clone()))
+        .sum()
+        .backward();
+    let got = x.grad(&grads).expect("it learns");
+    let zeros = Tensor::zeros([2, 1, 3, 8], &Default::default());
+    let want = Tensor::cat(vec![zeros, factors.swap_dims(1, 2)], 1);
+    close(got, want, 0.0, "gradient");
+    // along the wrong axis, and half precision, go burn-flex's way
+    let odd: Tensor<Flex, 2> = random([6, 9]);
+    let turned = odd.clone().transpose();
+    close(Flex::contiguous(turned.clone()), turned.clone(), 0.0, "turned");
+    let half = Flex::contiguous(turned.cast(DType::F16));
+    close(half.cast(DType::F32), odd.transpose(), 1e-3, "half precision");
+}
+
 #[test]
 fn gradients_of_a_table_add_up_where_rows_repeat() {
     let ids = [[3, 0, 3], [6, 3, 0]];

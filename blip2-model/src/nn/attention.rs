@@ -3,16 +3,20 @@
 //! Paths: naive (plain tensor operations, any backend, differentiable), fused (a backend's override)
 //! and cached (keys and values come from a [`KvCache`](super::KvCache)).
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::Tensor;
+
+use super::Kernels;
 
 /// `[B, T, H * d] -> [B, H, T, d]`
-pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+pub fn split_heads<B: Kernels>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
     let [batch, len, width] = x.dims();
-    x.reshape([batch, len, heads, width / heads]).swap_dims(1, 2)
+    let x = x.reshape([batch, len, heads, width / heads]);
+    // for the gradient, which arrives with its axes exchanged
+    B::contiguous(x).swap_dims(1, 2)
 }
 
 /// `[B, H, T, d] -> [B, T, H * d]`
-pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+pub fn merge_heads<B: Kernels>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch, heads, len, width] = x.dims();
-    x.swap_dims(1, 2).reshape([batch, len, heads * width])
+    B::contiguous(x.swap_dims(1, 2)).reshape([batch, len, heads * width])
 }

@@ -40,7 +40,7 @@ impl<B: Kernels> Embedding<B> {
 /// Entries `index` along the first axis, repeats allowed: `Tensor::select` with the gradient of a look-up.
 pub fn pick<B: Kernels, const D: usize>(x: Tensor<B, D>, index: Tensor<B, 1, Int>) -> Tensor<B, D> {
     let mut dims = x.dims();
-    let table = x.reshape([dims[0], dims[1..].iter().product()]);
+    let table = B::contiguous(x).reshape([dims[0], dims[1..].iter().product()]);
     dims[0] = index.dims()[0];
     B::embed(table, index.unsqueeze()).reshape(dims)
 }

@@ -100,6 +100,12 @@ pub trait Kernels: Backend {
         Tensor::random(dims, Distribution::Bernoulli(keep), device)
     }
 
+    /// The same values, without gaps where the backend works on such tensors faster: for views that several operations
+    /// use, or whose gradient would be one. Its gradient has no gaps either.
+    fn contiguous<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, D> {
+        x
+    }
+
     /// A non-linearity; same shape and dtype out.
     fn activate<const D: usize>(x: Tensor<Self, D>, act: Activation) -> Tensor<Self, D> {
         act.by_tensor_ops(x)

@@ -196,10 +196,12 @@ impl<B: Kernels> QFormer<B> {
             let (keys, values) = layer.attention.keys_values(x.clone());
             cache.push((keys.clone(), values.clone()));
             let (keys, values) = match past {
-                Some(past) => (
-                    Tensor::cat(vec![past[i].0.clone(), keys], 2),
-                    Tensor::cat(vec![past[i].1.clone(), values], 2),
-                ),
+                Some(past) => {
+                    let join = |past: &Tensor<B, 4>, new| {
+                        Tensor::cat([past.clone(), new].map(B::contiguous).to_vec(), 2)
+                    };
+                    (join(&past[i].0, keys), join(&past[i].1, values))
+                }
                 None => (keys, values),
             };
             let attended = layer.attention.forward(x, keys, values, mask.clone(), ctx);
@@ -226,7 +228,8 @@ impl<B: Kernels> QFormer<B> {
         if count == 0 {
             return text(x);
         }
-        let mut queries = x.clone().narrow(1, 0, count);
+        let part = |from: usize, count: usize| B::contiguous(x.clone().narrow(1, from, count));
+        let mut queries = part(0, count);
         if let (Some(cross), Some((keys, values))) = (&layer.crossattention, image) {
             queries = cross.forward(queries, keys.clone(), values.clone(), None, ctx);
         }
@@ -234,6 +237,8 @@ impl<B: Kernels> QFormer<B> {
         if count == total {
             return queries;
         }
-        Tensor::cat(vec![queries, text(x.narrow(1, count, total - count))], 1)
+        // copied, and so are the gradients that come back through this
+        let parts = [queries, text(part(count, total - count))];
+        Tensor::cat(parts.map(B::contiguous).to_vec(), 1)
     }
 }
