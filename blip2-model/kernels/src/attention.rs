@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::gemm::{Mat, Out, matmul_into};
 use crate::level::per_level;
-use crate::math::exp_nonpositive;
+use crate::math::{LANES, exp_nonpositive, lanes};
 use crate::skinny::{self, Plain};
 
 /// `[B, H, T, d]` in memory with strides; the last axis is contiguous.
@@ -310,28 +310,6 @@ per_level! {
 }
 per_level! {
     fn multiply(x: &mut [f32], y: &[f32]) = multiply_body;
-}
-
-const LANES: usize = 32;
-
-#[inline(always)]
-fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut best = [start; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for x in chunks {
-        for i in 0..LANES {
-            best[i] = f(best[i], x[i]);
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            best[i] = f(best[i], best[i + width]);
-        }
-        width /= 2;
-    }
-    rest.iter().fold(best[0], |b, &x| f(b, x))
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ pub mod level;
 pub mod math;
 pub mod norm;
 pub mod quant;
+pub mod reduce;
 mod simd;
 pub mod skinny;
 

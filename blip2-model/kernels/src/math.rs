@@ -89,6 +89,30 @@ pub fn sigmoid_and_slope<const FMA: bool>(x: f32) -> (f32, f32) {
     (if x < 0.0 { e * r } else { r }, e * r * r)
 }
 
+/// Sums that a loop over values keeps apart, so that it vectorises.
+pub(crate) const LANES: usize = 32;
+
+/// `f` over all values and `start`, in an order that vectorises.
+#[inline(always)]
+pub(crate) fn lanes(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut best = [start; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            best[i] = f(best[i], x[i]);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            best[i] = f(best[i], best[i + width]);
+        }
+        width /= 2;
+    }
+    rest.iter().fold(best[0], |b, &x| f(b, x))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

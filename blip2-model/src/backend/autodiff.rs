@@ -9,7 +9,6 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 
 use super::{unwrap, wrap};
-use crate::nn::gradients::sum_rows;
 use crate::nn::kernels::{Scores, as_dtype, attend_by_tensor_ops};
 use crate::nn::{Activation, Kernels};
 
@@ -64,6 +63,19 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         wrap(match node.compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), act);
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        })
+    }
+
+    fn log_sum_exp(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        let x = unwrap(x);
+        let y = unwrap(B::log_sum_exp(wrap(x.primitive.clone())));
+        let node = LogSumExpNode.prepare::<C>([x.node.clone()]);
+        wrap(match node.compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), y.clone());
                 prep.finish(state, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(y),
@@ -228,7 +240,7 @@ impl<B: Kernels> Backward<B, 3> for LinearNode {
         let grad: Tensor<B, 2> = wrap(grads.consume::<B>(&ops.node));
         let [to_x, to_weight, to_bias] = ops.parents;
         if let (Some(parent), Some(dtype)) = (to_bias, state.bias_dtype) {
-            let bias = as_dtype(sum_rows(grad.clone()), dtype);
+            let bias = as_dtype(B::sum_rows(grad.clone()), dtype);
             grads.register::<B>(parent.id, unwrap(bias));
         }
         if let Some(parent) = to_weight {
@@ -329,6 +341,24 @@ impl<B: Kernels, const D: usize> Backward<B, 1> for ContiguousNode<D> {
         let [parent] = ops.parents;
         if let Some(parent) = parent {
             grads.register::<B>(parent.id, unwrap(B::contiguous(wrap::<B, D>(grad))));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LogSumExpNode;
+
+impl<B: Kernels> Backward<B, 1> for LogSumExpNode {
+    type State = (NodeId, B::FloatTensorPrimitive);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let (x, y) = ops.state;
+        let x: B::FloatTensorPrimitive = checkpointer.retrieve_node_output(x);
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents;
+        if let Some(parent) = parent {
+            let grad = B::log_sum_exp_backward(wrap(x), wrap(y), wrap(grad));
+            grads.register::<B>(parent.id, unwrap(grad));
         }
     }
 }

@@ -6,7 +6,7 @@ use blip2_kernels::gemm::{self, Epilogue, Mat};
 use blip2_kernels::level::rounds_inputs;
 use blip2_kernels::quant::{self, Bits, Packed};
 use blip2_kernels::skinny::{self, Plain};
-use blip2_kernels::{Act, act, copy, norm};
+use blip2_kernels::{Act, act, copy, norm, reduce};
 use burn::tensor::quantization::{QTensorPrimitive, QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, TensorPrimitive, bf16, f16};
 use burn_flex::{FlexQTensor, FlexTensor, Layout};
@@ -208,6 +208,32 @@ impl Kernels for Flex {
         let dims = x.dims();
         let grad = act::backward(act.into(), dense(x).storage(), dense(grad).storage());
         tensor(grad, dims)
+    }
+
+    fn sum_rows(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        if !is_f32(&x) {
+            return x.sum_dim(0).squeeze_dim(0);
+        }
+        let width = x.dims()[1];
+        tensor(reduce::sum_rows(dense(x).storage(), width), [width])
+    }
+
+    fn log_sum_exp(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        let x = as_dtype(x, DType::F32);
+        let [rows, width] = x.dims();
+        tensor(reduce::log_sum_exp(dense(x).storage(), width), [rows])
+    }
+
+    fn log_sum_exp_backward(
+        x: Tensor<Self, 2>,
+        y: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+    ) -> Tensor<Self, 2> {
+        let x = as_dtype(x, DType::F32);
+        let dims = x.dims();
+        let [y, grad] = [y, grad].map(|v| dense(as_dtype(v, DType::F32)));
+        let slope = reduce::log_sum_exp_backward(dense(x).storage(), y.storage(), grad.storage());
+        tensor(slope, dims)
     }
 
     fn layer_norm_f32<const D: usize>(

@@ -91,6 +91,23 @@ fn contiguous_views_and_their_gradients() {
 }
 
 #[test]
+fn log_sum_exp_and_its_gradient() {
+    let values: Tensor<Flex, 2> = random::<Flex, 2>([9, 130]) * 8.0;
+    let factors: Tensor<Flex, 1> = random([9]);
+    let of = |f: fn(Tensor<Autodiff<Flex>, 2>) -> Tensor<Autodiff<Flex>, 1>| {
+        let x = Tensor::<Autodiff<Flex>, 2>::from_inner(values.clone()).require_grad();
+        let y = f(x.clone());
+        let grads = (y.clone() * Tensor::from_inner(factors.clone())).sum().backward();
+        (y.inner(), x.grad(&grads).expect("it learns"))
+    };
+    let (y, grad) = of(<Autodiff<Flex> as Kernels>::log_sum_exp);
+    let (y_want, grad_want) = of(|x| x.exp().sum_dim(1).log().squeeze_dim(1));
+    // f32 sums of exponentials up to e^30 in another order, and the gradient is a quotient of such
+    close(y, y_want, 2e-6, "values");
+    close(grad, grad_want, 2e-5, "gradient");
+}
+
+#[test]
 fn gradients_of_a_table_add_up_where_rows_repeat() {
     let ids = [[3, 0, 3], [6, 3, 0]];
     let values: Tensor<Flex, 2> = random([7, 5]);

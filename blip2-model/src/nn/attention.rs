@@ -7,12 +7,16 @@ use burn::tensor::Tensor;
 
 use super::Kernels;
 
+/// `[B, T, H * d] -> [B, T, H, d]`
+pub fn in_heads<B: Kernels>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+    let [batch, len, width] = x.dims();
+    x.reshape([batch, len, heads, width / heads])
+}
+
 /// `[B, T, H * d] -> [B, H, T, d]`
 pub fn split_heads<B: Kernels>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
-    let [batch, len, width] = x.dims();
-    let x = x.reshape([batch, len, heads, width / heads]);
-    // for the gradient, which arrives with its axes exchanged
-    B::contiguous(x).swap_dims(1, 2)
+    // for the gradient, which may arrive with its axes exchanged
+    B::contiguous(in_heads(x, heads)).swap_dims(1, 2)
 }
 
 /// `[B, H, T, d] -> [B, T, H * d]`

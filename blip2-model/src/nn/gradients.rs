@@ -126,7 +126,7 @@ pub fn attend<B: Kernels>(
 }
 
 /// `[.., n] -> [n]`
-pub fn sum_rows<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
+fn sum_rows<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
     let width = x.dims()[D - 1];
     let rows = x.dims()[..D - 1].iter().product::<usize>();
     x.reshape([rows, width]).sum_dim(0).reshape([width])

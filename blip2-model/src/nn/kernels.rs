@@ -152,6 +152,27 @@ pub trait Kernels: Backend {
         Self::matmul(grad.transpose(), x)
     }
 
+    /// Sum over the rows: `[N, C] -> [C]`.
+    fn sum_rows(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        x.sum_dim(0).squeeze_dim(0)
+    }
+
+    /// `log sum_c exp(x_c)` per row: `[N, C] -> [N]`, in f32.
+    fn log_sum_exp(x: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        let largest = x.clone().detach().max_dim(1);
+        let sum = (x - largest.clone()).exp().sum_dim(1);
+        (sum.log() + largest).squeeze_dim(1)
+    }
+
+    /// Gradient of [`log_sum_exp`](Self::log_sum_exp), `grad exp(x - y)` for its result `y [N]` -> `[N, C]`.
+    fn log_sum_exp_backward(
+        x: Tensor<Self, 2>,
+        y: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+    ) -> Tensor<Self, 2> {
+        (x - y.unsqueeze_dim(1)).exp() * grad.unsqueeze_dim(1)
+    }
+
     /// Rows `ids [B, T]` of `table [V, D]` -> `[B, T, D]`.
     fn embed(table: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
         burn::tensor::module::embedding(table, ids)

@@ -93,7 +93,8 @@ pub fn linear<B: Kernels, const D: usize>(
 ) -> Tensor<B, D> {
     let mut dims = x.dims();
     let rows = dims[..D - 1].iter().product::<usize>();
-    let y = B::linear_act(x.reshape([rows, dims[D - 1]]), weight, bias, act);
+    let x = B::contiguous(x).reshape([rows, dims[D - 1]]);
+    let y = B::linear_act(x, weight, bias, act);
     dims[D - 1] = y.dims()[1];
-    y.reshape(dims)
+    B::contiguous(y.reshape(dims))
 }

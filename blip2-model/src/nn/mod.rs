@@ -15,7 +15,7 @@ pub mod mask;
 pub mod norm;
 
 pub use activation::Activation;
-pub use attention::{merge_heads, split_heads};
+pub use attention::{in_heads, merge_heads, split_heads};
 pub use context::Context;
 pub use embedding::{Embedding, pick};
 pub use kernels::Kernels;

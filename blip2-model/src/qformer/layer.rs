@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::QFormerConfig;
-use crate::nn::{Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, merge_heads, split_heads};
+use crate::nn::{
+    Activation, Context, Kernels, LayerNorm, Linear, LinearConfig, in_heads, merge_heads, split_heads,
+};
 
 /// Multi-head attention followed by output projection, residual and norm.
 #[derive(Module, Debug)]
@@ -71,15 +73,17 @@ impl<B: Backend> Attention<B> {
 }
 
 impl<B: Kernels> Attention<B> {
-    /// Keys and values of a sequence `[B, S, width]` -> `[B, H, S, d]` each.
+    /// Keys and values of a sequence `[B, S, width]` -> `[B, S, H, d]` each: attention sees them with two axes exchanged,
+    /// but several passes use them, and their gradients add up in the order in which they lie.
     pub fn keys_values(&self, x: Tensor<B, 3>) -> (Tensor<B, 4>, Tensor<B, 4>) {
         (
-            split_heads(self.key.forward(x.clone()), self.heads),
-            split_heads(self.value.forward(x), self.heads),
+            in_heads(self.key.forward(x.clone()), self.heads),
+            in_heads(self.value.forward(x), self.heads),
         )
     }
 
-    /// `LN(dense(attend(x, keys, values)) + x)`: `[B, T, D] -> [B, T, D]`.
+    /// `LN(dense(attend(x, keys, values)) + x)`: `[B, T, D] -> [B, T, D]`; keys and values are those of
+    /// [`keys_values`](Self::keys_values).
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
@@ -90,6 +94,7 @@ impl<B: Kernels> Attention<B> {
     ) -> Tensor<B, 3> {
         let query = split_heads(self.query.forward(x.clone()), self.heads);
         let scale = (query.dims()[3] as f64).powf(-0.5);
+        let [keys, values] = [keys, values].map(|x| x.swap_dims(1, 2));
         let context = B::attend(query, keys, values, mask, scale, ctx, self.attention_dropout);
         let out = ctx.dropout(self.dense.forward(merge_heads(context)), self.hidden_dropout);
         self.layer_norm.forward_residual(out, x)

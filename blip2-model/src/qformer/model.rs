@@ -29,7 +29,7 @@ pub struct QFormer<B: Backend> {
     dropout: f64,
 }
 
-/// Keys and values of the image in every cross-attention layer, `[B, H, N, d]` each.
+/// Keys and values of the image in every cross-attention layer, `[B, N, H, d]` each.
 ///
 /// Computed once per image: stage 1 needs them for the contrastive pass and again for matching, where
 /// pictures repeat as negatives, and [`ImageKeys::select`] is far cheaper than projecting again.
@@ -198,7 +198,7 @@ impl<B: Kernels> QFormer<B> {
             let (keys, values) = match past {
                 Some(past) => {
                     let join = |past: &Tensor<B, 4>, new| {
-                        Tensor::cat([past.clone(), new].map(B::contiguous).to_vec(), 2)
+                        Tensor::cat([past.clone(), new].map(B::contiguous).to_vec(), 1)
                     };
                     (join(&past[i].0, keys), join(&past[i].1, values))
                 }

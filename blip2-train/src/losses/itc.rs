@@ -67,7 +67,7 @@ pub fn similarities<B: Kernels>(
 ///
 /// With [`ItcTargets::ImageIds`] the target of a row is uniform over its positives. `offset = r * B`.
 /// Returns `[1]`.
-pub fn itc<B: Backend>(
+pub fn itc<B: Kernels>(
     sims: &Similarities<B>,
     targets: ItcTargets<'_>,
     offset: usize,

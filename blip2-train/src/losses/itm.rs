@@ -1,7 +1,8 @@
 //! Image-text matching: hard negatives drawn from the contrastive similarities, then a binary
 //! cross-entropy (paper section 3.1; LAVIS `blip2_qformer.py`).
 
-use burn::tensor::{Tensor, backend::Backend};
+use blip2_model::nn::Kernels;
+use burn::tensor::Tensor;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -74,7 +75,7 @@ fn sample_row(row: &[f32], positive: impl Fn(usize) -> bool, rng: &mut ChaCha8Rn
 /// and the others negatives (class 0); no smoothing. Returns `[1]`.
 ///
 /// `M` is 3 B in the paper: (image, text), (negative image, text), (image, negative text).
-pub fn itm<B: Backend>(logits: Tensor<B, 2>, matched: usize) -> Tensor<B, 1> {
+pub fn itm<B: Kernels>(logits: Tensor<B, 2>, matched: usize) -> Tensor<B, 1> {
     let rows = logits.dims()[0];
     let labels: Vec<i64> = (0..rows).map(|i| i64::from(i < matched)).collect();
     cross_entropy(logits, &labels, 0.0).mean()

@@ -7,7 +7,7 @@
 
 use blip2_model::nn::mask::index_tensor;
 use blip2_model::nn::{Kernels, pick};
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData};
 
 pub mod itc;
 pub mod itg;
@@ -22,23 +22,16 @@ pub use lm::{lm, target_count};
 /// Label of a position that is no target, as in PyTorch.
 pub const IGNORE: i64 = -100;
 
-/// `log sum_c exp(z_c)` per row: `[N, C] -> [N]`. The shift by the row maximum carries no gradient.
-fn log_sum_exp<B: Backend>(logits: Tensor<B, 2>) -> Tensor<B, 1> {
-    let max = logits.clone().detach().max_dim(1);
-    let sum = (logits - max.clone()).exp().sum_dim(1);
-    (sum.log() + max).squeeze_dim(1)
-}
-
 /// Cross-entropy with label smoothing, one value per row:
 /// `lse(z) - (1 - e) z_y - e mean_c z_c`, which is `-(1 - e) log p_y - e mean_c log p_c`.
 ///
 /// `logits [N, C]` in f32, `targets` of length `N`, `smoothing` is `e` in `[0, 1)`. Returns `[N]`.
-pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: &[i64], smoothing: f64) -> Tensor<B, 1> {
+pub fn cross_entropy<B: Kernels>(logits: Tensor<B, 2>, targets: &[i64], smoothing: f64) -> Tensor<B, 1> {
     let rows = targets.len();
     let index =
         Tensor::<B, 2, Int>::from_data(TensorData::new(targets.to_vec(), [rows, 1]), &logits.device());
     let picked = logits.clone().gather(1, index).squeeze_dim::<1>(1);
-    let loss = log_sum_exp(logits.clone()) - picked * (1.0 - smoothing);
+    let loss = B::log_sum_exp(logits.clone()) - picked * (1.0 - smoothing);
     if smoothing == 0.0 {
         return loss;
     }
@@ -49,13 +42,13 @@ pub fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: &[i64], smoothin
 /// `q = (1 - e) target + e / C`.
 ///
 /// `logits [N, C]` in f32, `target [N, C]` whose rows sum to 1. Returns `[N]`.
-pub fn soft_cross_entropy<B: Backend>(
+pub fn soft_cross_entropy<B: Kernels>(
     logits: Tensor<B, 2>,
     target: Tensor<B, 2>,
     smoothing: f64,
 ) -> Tensor<B, 1> {
     let picked = (logits.clone() * target).sum_dim(1).squeeze_dim::<1>(1);
-    let loss = log_sum_exp(logits.clone()) - picked * (1.0 - smoothing);
+    let loss = B::log_sum_exp(logits.clone()) - picked * (1.0 - smoothing);
     if smoothing == 0.0 {
         return loss;
     }

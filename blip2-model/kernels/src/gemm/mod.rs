@@ -437,7 +437,8 @@ pub(crate) fn finish(row: &mut [f32], bias: Option<&[f32]>, act: Act) {
 }
 
 per_level! {
-    fn add(x: &mut [f32], y: &[f32]) = add_body;
+    /// `x += y`
+    pub(crate) fn add(x: &mut [f32], y: &[f32]) = add_body;
 }
 
 #[inline(always)]
