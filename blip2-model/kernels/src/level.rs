@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 /// Instruction sets that the kernels are compiled for, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Whatever the target guarantees.
+    /// Whatever the target guarantees; on aarch64 that is NEON.
     Portable,
     /// AVX2 with fused multiply-add and f16 conversion (x86-64-v3).
     Avx2,
@@ -13,7 +13,9 @@ pub enum Level {
     Avx512,
     /// The above with bf16 dot products.
     Avx512Bf16,
-    /// The above with tile registers and their bf16 products, which the system lets this process use.
+    /// aarch64 with bf16 dot products (Armv8.6).
+    NeonBf16,
+    /// AVX-512 with bf16 dot products, and with tile registers and their bf16 products, which the system lets this process use.
     Amx,
 }
 
@@ -97,7 +99,15 @@ fn has_amx() -> bool {
     false
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn best() -> Level {
+    match std::arch::is_aarch64_feature_detected!("bf16") {
+        true => Level::NeonBf16,
+        false => Level::Portable,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn best() -> Level {
     Level::Portable
 }

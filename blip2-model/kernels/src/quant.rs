@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::gemm::{self, Element, Epilogue, Mat};
 use crate::level::{Level, per_level};
-use crate::simd::{Portable, Simd};
+use crate::simd::{Base, Simd};
 
 /// Weights that share a scale.
 pub const GROUP: usize = 32;
@@ -236,8 +236,8 @@ fn unpack_row(bits: Bits, data: &[u8], scales: &[f32], out: &mut [f32]) {
             return unsafe { avx2(bits, data, scales, out) };
         }
     }
-    // SAFETY: needs no instructions
-    unsafe { unpack_groups::<Portable>(bits, data, scales, out) }
+    // SAFETY: every processor of this architecture has it
+    unsafe { unpack_groups::<Base>(bits, data, scales, out) }
 }
 
 /// # Safety
@@ -278,7 +278,7 @@ fn few_rows(bits: Bits) -> usize {
     match (Level::detect(), bits) {
         (Level::Amx, Bits::Eight) => 4,
         (Level::Amx, Bits::Four) => 3,
-        (Level::Avx512Bf16, _) => 16,
+        (Level::Avx512Bf16 | Level::NeonBf16, _) => 16,
         _ => 32,
     }
 }

@@ -37,11 +37,12 @@ pub(crate) trait Simd {
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
-    /// `c + a.0 * b.0 + a.1 * b.1` where each lane holds two bf16 numbers; only on [`Avx512`] with bf16.
+    /// `c + a.0 * b.0 + a.1 * b.1` where each lane holds two bf16 numbers; only where the processor has such products.
     unsafe fn dot_pairs(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 }
 
 /// Eight lanes of plain Rust.
+#[cfg_attr(target_arch = "aarch64", allow(dead_code))]
 pub(crate) struct Portable;
 
 #[allow(clippy::needless_range_loop)]
@@ -162,6 +163,19 @@ impl Simd for Portable {
         unreachable!("bf16 products are chosen only where the processor has them")
     }
 }
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+
+/// What every processor of this architecture has.
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Base = Neon;
+/// What every processor of this architecture has.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) type Base = Portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512, transpose8};

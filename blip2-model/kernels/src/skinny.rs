@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::gemm::{self, Mat};
 use crate::gemm::{Epilogue, Out, finish, round_row};
 use crate::level::Level;
-use crate::simd::{Portable, Simd};
+use crate::simd::{Base, Simd};
 
 /// Rows of weights, `n` of them with `k` values along the contraction.
 pub trait Weights: Sync {
@@ -23,7 +23,7 @@ pub(crate) trait Dot: Weights {
     /// What `x` is given as.
     type X: Copy + Sync;
     /// Whether [`Simd::dot_pairs`] is used.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
     const PAIRS: bool = false;
 
     /// Elements of a row of `x`.
@@ -364,8 +364,13 @@ pub(crate) unsafe fn block<D: Dot>(x: &[D::X], m: usize, w: &D, range: [usize; 2
             return unsafe { avx2(x, m, w, range, out, stride) };
         }
     }
-    // SAFETY: the caller's
-    unsafe { tiles::<Portable, D>(x, m, w, range, out, stride) }
+    #[cfg(target_arch = "aarch64")]
+    assert!(
+        !D::PAIRS || Level::detect() >= Level::NeonBf16,
+        "pairs of bf16 without the instructions"
+    );
+    // SAFETY: the caller's; every processor of this architecture has it
+    unsafe { tiles::<Base, D>(x, m, w, range, out, stride) }
 }
 
 #[inline(always)]
@@ -425,6 +430,7 @@ unsafe fn tiles<S: Simd, D: Dot>(
 mod tests {
     use super::*;
     use crate::Act;
+    use crate::simd::Portable;
 
     fn values(n: usize, seed: usize) -> Vec<f32> {
         (0..n)

@@ -72,7 +72,7 @@ impl<B: Kernels> ImageKeys<B> {
 pub struct QueryPass<B: Backend> {
     /// `[B, Q, D]`
     pub hidden: Tensor<B, 3>,
-    /// Self-attention keys and values of the queries per layer, `[B, H, Q, d]`: the prefix of grounded generation.
+    /// Self-attention keys and values of the queries per layer, `[B, Q, H, d]`: the prefix of grounded generation.
     pub cache: Vec<(Tensor<B, 4>, Tensor<B, 4>)>,
 }
 
@@ -158,7 +158,7 @@ impl<B: Kernels> QFormer<B> {
         ctx: &Context,
     ) -> Tensor<B, 3> {
         let device = ids.device();
-        let prefix = cache.first().map_or(0, |(k, _)| k.dims()[2]);
+        let prefix = cache.first().map_or(0, |(k, _)| k.dims()[1]);
         let x = self.embed(self.embed_text(ids), ctx);
         let mask = mask.additive_prefix_causal(prefix, &device);
         self.run(x, 0, None, Some(mask), Some(cache), ctx).0

@@ -112,9 +112,12 @@ fn narrow(n: usize, seed: usize) -> Vec<bf16> {
 
 /// The instruction sets with products of bf16 pairs that this processor has; says which it cannot test.
 fn pair_levels() -> Vec<Level> {
-    let (has, lacks): (Vec<Level>, Vec<Level>) = [Level::Avx512Bf16, Level::Amx]
-        .iter()
-        .partition(|&&level| level <= Level::detect());
+    let (has, lacks): (Vec<Level>, Vec<Level>) = match cfg!(target_arch = "aarch64") {
+        true => vec![Level::NeonBf16],
+        false => vec![Level::Avx512Bf16, Level::Amx],
+    }
+    .iter()
+    .partition(|&&level| level <= Level::detect());
     for level in lacks {
         println!("skipped: this processor does not have {level:?}, or BLIP2_CPU forbids it");
     }

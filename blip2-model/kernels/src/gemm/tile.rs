@@ -4,7 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use crate::level::Level;
-use crate::simd::{Portable, Simd};
+use crate::simd::{Base, Simd};
 
 /// What one call computes: `rows x (vectors * lanes)` values of `c (+)= a b`.
 #[derive(Clone, Copy)]
@@ -101,7 +101,27 @@ impl Tiles {
                 };
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            let tiles = |pairs, code| Self {
+                lanes: 8,
+                vectors: 2,
+                rows: 6,
+                pairs,
+                group: 1,
+                depth: 512,
+                panels: 4,
+                code,
+            };
+            if want_pairs && level >= Level::NeonBf16 {
+                tiles(true, || Code::Vectors(run_neon_bf16))
+            } else {
+                tiles(false, || Code::Vectors(run_base))
+            }
+        }
+        #[cfg(not(target_arch = "aarch64"))]
         let _ = (level, want_pairs);
+        #[cfg(not(target_arch = "aarch64"))]
         Self {
             lanes: 8,
             vectors: 1,
@@ -110,7 +130,7 @@ impl Tiles {
             group: 1,
             depth: 512,
             panels: 4,
-            code: || Code::Vectors(run_portable),
+            code: || Code::Vectors(run_base),
         }
     }
 
@@ -217,7 +237,12 @@ macro_rules! runner {
     };
 }
 
-runner!(run_portable, Portable, false, [], 1 2 3 4, [1]);
+#[cfg(not(target_arch = "aarch64"))]
+runner!(run_base, Base, false, [], 1 2 3 4, [1]);
+#[cfg(target_arch = "aarch64")]
+runner!(run_base, Base, false, [], 1 2 3 4 5 6, [1 2]);
+#[cfg(target_arch = "aarch64")]
+runner!(run_neon_bf16, Base, true, [], 1 2 3 4 5 6, [1 2]);
 #[cfg(target_arch = "x86_64")]
 runner!(run_avx2, crate::simd::Avx2, false, ["avx2,fma"], 1 2 3 4 5 6, [1 2]);
 #[cfg(target_arch = "x86_64")]

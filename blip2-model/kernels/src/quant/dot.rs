@@ -173,6 +173,9 @@ mod tests {
         let want = [eight as f32, four as f32];
         // SAFETY: needs nothing
         assert_eq!(unsafe { both::<Portable>(&w, &nibbles, &x, less) }, want);
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 has it
+        assert_eq!(unsafe { both::<crate::simd::Neon>(&w, &nibbles, &x, less) }, want);
         #[cfg(target_arch = "x86_64")]
         {
             use crate::level::Level;
