@@ -242,7 +242,8 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
         }
     }
     // updates proportional to gradients: within 1e-5 of their length (7e-7); every tensor by itself within five times
-    // that (5e-6), but for the key biases, whose gradient is zero
+    // that (5e-6), but for the key biases, whose gradient is zero, and for the last bit of what is stored: that is a
+    // thousandth of the way of the temperature
     let (one, four) = one_and_four(&smooth(1.0));
     let error = distance(&start, &one, &four);
     assert!(error < 1e-5, "{error}");
@@ -253,9 +254,10 @@ fn four_processes_with_two_pairs_each_equal_one_with_eight() {
     };
     for (name, start) in &start {
         let (way, apart) = (norm(start, &one[name]), norm(&one[name], &four[name]));
+        let last_bit = norm(start, &vec![0.0; start.len()]) * f64::from(f32::EPSILON);
         match name.ends_with("key.bias") {
             true => assert!(way < 1e-12, "{name} moved by {way}"),
-            false => assert!(apart < 5e-5 * way, "{name}: {apart} apart after {way}"),
+            false => assert!(apart < 5e-5 * way + last_bit, "{name}: {apart} apart after {way}"),
         }
     }
 }
