@@ -1,6 +1,6 @@
 //! Activation functions over slices, forward and derivative, in parallel.
 
-use crate::copy::changed;
+use crate::copy::{CHUNK, changed};
 use crate::level::per_level;
 use crate::math::{erf, exp_nonpositive, sigmoid, sigmoid_and_slope};
 
@@ -20,9 +20,6 @@ pub enum Act {
     /// `x sigmoid(x)`
     Silu,
 }
-
-/// Values per task: about ten microseconds of work.
-const CHUNK: usize = 1 << 14;
 
 /// `act(x)`
 pub fn forward(act: Act, x: &[f32]) -> Vec<f32> {

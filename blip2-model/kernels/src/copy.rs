@@ -3,6 +3,14 @@
 
 use rayon::prelude::*;
 
+/// Values per task: about ten microseconds of work.
+pub(crate) const CHUNK: usize = 1 << 14;
+
+/// Rows per task.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (CHUNK / width.max(1)).max(1)
+}
+
 /// A copy of `x` of which `f` changed every piece of `chunk` values, given its number, and what `f` returned in order.
 ///
 /// # Panics
@@ -62,9 +70,7 @@ pub fn gather(x: &[f32], shape: &[usize], strides: &[usize]) -> Option<Vec<f32>>
     let (shape, strides) = (&shape[..outer], &strides[..outer]);
     let mut out = Vec::with_capacity(total);
     let fresh = &mut out.spare_capacity_mut()[..total];
-    /// Values per task.
-    const TASK: usize = 1 << 14;
-    let runs = (TASK / run).max(1);
+    let runs = rows_per_task(run);
     fresh
         .par_chunks_mut(runs * run)
         .enumerate()

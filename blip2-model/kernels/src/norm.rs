@@ -1,6 +1,6 @@
 //! Layer norm and RMS norm over rows, forward and backward, in parallel.
 
-use crate::copy::changed;
+use crate::copy::{changed, rows_per_task};
 use crate::level::per_level;
 
 /// Gradients of [`layer_norm`].
@@ -12,13 +12,6 @@ pub struct LayerNormGrads {
     pub weight: Vec<f32>,
     /// Of the bias, `[width]`.
     pub bias: Vec<f32>,
-}
-
-/// Values per task.
-const CHUNK: usize = 1 << 14;
-
-fn rows_per_task(width: usize) -> usize {
-    (CHUNK / width.max(1)).max(1)
 }
 
 /// `(x - mean) / sqrt(var + eps) * weight + bias` for every row of `x [rows, width]`.

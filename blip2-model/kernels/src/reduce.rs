@@ -3,16 +3,10 @@
 
 use rayon::prelude::*;
 
+use crate::copy::{CHUNK, changed, rows_per_task};
 use crate::gemm::add;
 use crate::level::per_level;
 use crate::math::{LANES, exp_nonpositive, lanes};
-
-/// Values per task.
-const TASK: usize = 1 << 14;
-
-fn rows_per_task(width: usize) -> usize {
-    (TASK / width).max(1)
-}
 
 /// Sum over the rows of `x [rows, width]` -> `[width]`, in the order of the rows whatever the number of threads.
 ///
@@ -28,7 +22,7 @@ pub fn sum_rows(x: &[f32], width: usize) -> Vec<f32> {
             add(out, &row[i * COLUMNS..][..out.len()]);
         }
     };
-    if x.len() > TASK {
+    if x.len() > CHUNK {
         out.par_chunks_mut(COLUMNS).enumerate().for_each(add_up);
     } else {
         out.chunks_mut(COLUMNS).enumerate().for_each(add_up);
@@ -58,28 +52,21 @@ pub fn log_sum_exp_backward(x: &[f32], y: &[f32], grad: &[f32]) -> Vec<f32> {
     }
     assert_eq!(x.len() % y.len(), 0, "rows of logits");
     let width = x.len() / y.len();
-    let mut out = Vec::with_capacity(x.len());
-    let fresh = out.spare_capacity_mut()[..x.len()].par_chunks_mut(width);
-    let rows = x.par_chunks_exact(width).zip(y.par_iter().zip(grad)).zip(fresh);
-    rows.with_min_len(rows_per_task(width))
-        .for_each(|((x, (&y, &grad)), fresh)| {
-            // SAFETY: zero is a value of f32, and the row is written before anybody reads it
-            let row = unsafe {
-                fresh.as_mut_ptr().write_bytes(0, width);
-                std::slice::from_raw_parts_mut(fresh.as_mut_ptr().cast::<f32>(), width)
-            };
-            slope(x, y, grad, row);
-        });
-    // SAFETY: all rows were written
-    unsafe { out.set_len(x.len()) };
-    out
+    let rows = rows_per_task(width);
+    let piece = |i, piece: &mut [f32]| {
+        let factors = y[i * rows..].iter().zip(&grad[i * rows..]);
+        for (row, (&y, &grad)) in piece.chunks_exact_mut(width).zip(factors) {
+            slope(row, y, grad);
+        }
+    };
+    changed(x, width * rows, piece).0
 }
 
 per_level! {
     fn of_row(x: &[f32]) -> f32 = of_row_body;
 }
 per_level! {
-    fn slope(x: &[f32], y: f32, grad: f32, out: &mut [f32]) = slope_body;
+    fn slope(row: &mut [f32], y: f32, grad: f32) = slope_body;
 }
 
 #[inline(always)]
@@ -106,9 +93,9 @@ fn of_row_body<const FMA: bool>(x: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn slope_body<const FMA: bool>(x: &[f32], y: f32, grad: f32, out: &mut [f32]) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = grad * exp_nonpositive::<FMA>(x - y);
+fn slope_body<const FMA: bool>(row: &mut [f32], y: f32, grad: f32) {
+    for x in row {
+        *x = grad * exp_nonpositive::<FMA>(*x - y);
     }
 }
 

@@ -23,7 +23,9 @@ use crate::run::progress::{Progress, Show};
 use crate::say::say;
 use crate::stage::Images;
 use crate::stage::encoded::frozen_tokens;
-use ranks::{Pace, Ranks, hash};
+use ranks::{Ranks, hash};
+
+pub use ranks::Pace;
 
 mod ranks;
 
@@ -36,18 +38,7 @@ pub fn store<B: Kernels>(
     encoder: &AnyEncoder<B>,
     device: &B::Device,
     env: &Environment<'_, B>,
-) -> Result<Option<FeatureStore>, RecipeError> {
-    store_at(Pace::default(), recipe, folder, vision, encoder, device, env)
-}
-
-fn store_at<B: Kernels>(
     pace: Pace,
-    recipe: &Recipe,
-    folder: &Path,
-    vision: &VisionConfig,
-    encoder: &AnyEncoder<B>,
-    device: &B::Device,
-    env: &Environment<'_, B>,
 ) -> Result<Option<FeatureStore>, RecipeError> {
     let size = vision.image_size();
     let reader = Reader::once(recipe, size)?;

@@ -179,6 +179,7 @@ impl Registers {
             );
         }
     }
+
     /// `sums (+)= a b` for 32 rows of `a` that lie anywhere and one or two panels of 16 columns of `b`, while the processor
     /// is asked for what comes next.
     ///

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::amx::{Ahead, Pass, Registers, SIDE, SPAN};
 use super::pack::pack;
-use super::{Buffer, Epilogue, Mat, Out, each, round, round_row, with_buffer};
+use super::{Buffer, Epilogue, Mat, Out, add, each, round, round_row, with_buffer};
 use crate::act::{self, Act};
 use crate::simd::{Avx2, Simd, transpose8};
 
@@ -326,13 +326,13 @@ impl Task {
         let (turned, parts) = turned.split_at_mut(rows);
         for part in parts.chunks_exact(rows).take(self.parts - 1) {
             for (sums, part) in turned.iter_mut().zip(part) {
-                sums.iter_mut().zip(part).for_each(|(x, part)| *x += part);
+                add(sums, part);
             }
         }
         if let Some(bias) = epilogue.bias {
             let bias = &bias[first..first + columns];
             for sums in turned.iter_mut() {
-                sums.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+                add(sums, bias);
             }
         }
         if epilogue.act != Act::Identity {

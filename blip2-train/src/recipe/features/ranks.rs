@@ -12,7 +12,7 @@ use crate::run::{Interrupt, RunError};
 
 /// How long ranks go without each other.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// Between two meetings: so long a rank may go on after another was asked to stop.
     pub round: Duration,
     /// For what another machine wrote to be seen here: twice the half minute for which NFS remembers a folder's contents.

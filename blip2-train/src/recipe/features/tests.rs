@@ -74,7 +74,7 @@ impl Bench {
             show: Show::Nothing,
         };
         let (folder, encoder) = (self.path(store), encoder(&device));
-        store_at(pace, &self.recipe, &folder, &vision(), &encoder, &device, &env)
+        super::store(&self.recipe, &folder, &vision(), &encoder, &device, &env, pace)
     }
 
     /// The stores as the ranks, each with a folder by this name, open them.

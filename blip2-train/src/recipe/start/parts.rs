@@ -74,6 +74,7 @@ where
             encoder,
             &self.device,
             self.env,
+            features::Pace::default(),
         )?;
         Ok(store.map(Pictures::Store))
     }
